@@ -1,0 +1,30 @@
+"""Objectives: pure functions from scores to per-example losses, and the score types that they take."""
+
+from prefkit.objectives.scorer import Batch, Encoded, Inputs, Scorer
+from prefkit.objectives.scores import (
+    DemonstrationScores,
+    Form,
+    LabelScores,
+    ListScores,
+    PairScores,
+    ResponseScores,
+    Scores,
+    Targets,
+    TokenScores,
+)
+
+__all__ = [
+    "Batch",
+    "DemonstrationScores",
+    "Encoded",
+    "Form",
+    "Inputs",
+    "LabelScores",
+    "ListScores",
+    "PairScores",
+    "ResponseScores",
+    "Scorer",
+    "Scores",
+    "Targets",
+    "TokenScores",
+]

@@ -1,0 +1,75 @@
+"""The scorer: what loops, selection and diagnostics ask of a domain.
+
+They know no domain. A domain (language, diffusion, ...) implements `Scorer`; training, checkpoints, the reference cache and
+every measurement then work for it unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from prefkit.comparisons import Comparison
+from prefkit.objectives.scores import ResponseScores, Targets
+
+Encoded = Mapping[str, Any]
+"""The responses of one comparison, encoded by a domain: a flat mapping of names to numbers and (nested) lists of numbers that
+Arrow can hold. It says everything that scoring needs; the judgement is kept beside it by the caller."""
+
+Inputs = Mapping[str, Tensor]
+"""A collated batch as the scorer's forward pass takes it: tensors only, so that it moves between devices and processes."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's data: what to score, and what was said about it."""
+
+    inputs: Inputs
+    targets: Targets
+    ref_logps: Tensor | None = None
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """How good is each response? A domain's answer, with the model that is being trained inside.
+
+    A scorer is a `torch.nn.Module`: its forward pass takes `Inputs` and gives `ResponseScores` (without the reference's), so
+    that DDP and FSDP2 can wrap it. `reference` scores under the frozen reference (a second model, or the policy without its
+    adapter).
+    """
+
+    def encode(self, comparison: Comparison) -> Encoded:
+        """Encode the responses of one comparison, once.
+
+        Raises:
+            RecordError: the comparison cannot be encoded (empty response, longer than the context, ...).
+        """
+        ...
+
+    def collate(self, encoded: Sequence[Encoded]) -> dict[str, Tensor]:
+        """Pack encoded comparisons into one forward pass. Responses keep their order: comparison by comparison."""
+        ...
+
+    def __call__(self, inputs: Inputs) -> ResponseScores:
+        """Score a batch under the policy, with gradients."""
+        ...
+
+    def reference(self, inputs: Inputs) -> ResponseScores:
+        """Score a batch under the frozen reference, without gradients."""
+        ...
+
+    def encoding_key(self) -> str:
+        """A digest of everything that decides how comparisons are encoded (tokenizer, template, lengths, ...)."""
+        ...
+
+    def reference_key(self) -> str:
+        """A digest of the reference's weights and numeric precision."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the trained model to a folder that the domain's own libraries load."""
+        ...

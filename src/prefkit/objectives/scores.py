@@ -1,0 +1,246 @@
+"""Scores: the plain tensors with fixed names and shapes that domains make and objectives take.
+
+A domain scores responses, one after the other, in a flat `ResponseScores`. What an objective compares (pairs, lists, labelled
+responses, demonstrations) is a view of these by index, so the same objective serves text, images and recommendations.
+All log-probabilities are in nats, lengths in tokens (or in the domain's own steps).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Literal, Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Form = Literal["pairs", "lists", "labels", "demonstrations"]
+"""What an objective compares: two responses, K ranked responses, single responses judged good or bad, or good ones only."""
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Scores of single tokens, all responses of a batch one after the other.
+
+    Args:
+        policy_logps: log-probability of each response token under the policy.
+        response: which response of the batch each token belongs to, non-decreasing.
+        ref_logps: the same under the reference.
+    """
+
+    policy_logps: Float[Tensor, "tokens"]
+    response: Int[Tensor, "tokens"]
+    ref_logps: Float[Tensor, "tokens"] | None = None
+
+
+@dataclass(frozen=True)
+class ResponseScores:
+    """Scores of all responses of a batch, flat, in the order in which they were encoded.
+
+    Args:
+        policy_logps: log-probability of each response given its prompt, summed over its tokens.
+        lengths: number of tokens of each response.
+        ref_logps: the same as `policy_logps` under the frozen reference; None if the objective asks for no reference.
+        tokens: scores of single tokens; None unless the objective asks for them.
+    """
+
+    policy_logps: Float[Tensor, "responses"]
+    lengths: Int[Tensor, "responses"]
+    ref_logps: Float[Tensor, "responses"] | None = None
+    tokens: TokenScores | None = None
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """Scores of pairs.
+
+    Args:
+        policy_chosen_logps: log-probability of the response that was labelled better, under the policy.
+        policy_rejected_logps: the same of the other response.
+        ref_chosen_logps: the chosen response under the reference; None for objectives without one.
+        ref_rejected_logps: the rejected response under the reference.
+        chosen_lengths: tokens of the chosen response.
+        rejected_lengths: tokens of the rejected response.
+        probabilities: probability that the chosen response is the better one (soft label); None means 1 for every pair.
+        weights: importance of each pair; None means 1 for every pair.
+        strengths: how strongly the chosen response was preferred, on the data's scale; None if the data does not say.
+        annotators: index of the person (or source) that labelled each pair; None if the data does not say.
+    """
+
+    policy_chosen_logps: Float[Tensor, "batch"]
+    policy_rejected_logps: Float[Tensor, "batch"]
+    ref_chosen_logps: Float[Tensor, "batch"] | None = None
+    ref_rejected_logps: Float[Tensor, "batch"] | None = None
+    chosen_lengths: Int[Tensor, "batch"] | None = None
+    rejected_lengths: Int[Tensor, "batch"] | None = None
+    probabilities: Float[Tensor, "batch"] | None = None
+    weights: Float[Tensor, "batch"] | None = None
+    strengths: Float[Tensor, "batch"] | None = None
+    annotators: Int[Tensor, "batch"] | None = None
+
+    def swapped(self) -> Self:
+        """The same pairs with the roles of the two responses exchanged (log-probabilities, reference and lengths)."""
+        return replace(
+            self,
+            policy_chosen_logps=self.policy_rejected_logps,
+            policy_rejected_logps=self.policy_chosen_logps,
+            ref_chosen_logps=self.ref_rejected_logps,
+            ref_rejected_logps=self.ref_chosen_logps,
+            chosen_lengths=self.rejected_lengths,
+            rejected_lengths=self.chosen_lengths,
+        )
+
+
+@dataclass(frozen=True)
+class ListScores:
+    """Scores of ranked lists of K responses; shorter lists are padded and masked.
+
+    Args:
+        policy_logps: log-probability of each response under the policy; any finite number where `mask` is False.
+        ranks: rank of each response, 0 is best, equal ranks are ties.
+        mask: which places hold a response.
+        ref_logps: the responses under the reference.
+        lengths: tokens of each response.
+        weights: importance of each list.
+    """
+
+    policy_logps: Float[Tensor, "batch k"]
+    ranks: Int[Tensor, "batch k"]
+    mask: Bool[Tensor, "batch k"]
+    ref_logps: Float[Tensor, "batch k"] | None = None
+    lengths: Int[Tensor, "batch k"] | None = None
+    weights: Float[Tensor, "batch"] | None = None
+
+
+@dataclass(frozen=True)
+class LabelScores:
+    """Scores of single responses that were judged good or bad.
+
+    Args:
+        policy_logps: log-probability of each response under the policy.
+        labels: True where the response was judged good.
+        ref_logps: the responses under the reference.
+        lengths: tokens of each response.
+        policy_kl_logps: log-probability, under the policy, of another record's response to the same prompt, from which KTO
+            estimates its reference point; None if the objective does not ask for it.
+        ref_kl_logps: the same under the reference.
+        weights: importance of each response.
+    """
+
+    policy_logps: Float[Tensor, "batch"]
+    labels: Bool[Tensor, "batch"]
+    ref_logps: Float[Tensor, "batch"] | None = None
+    lengths: Int[Tensor, "batch"] | None = None
+    policy_kl_logps: Float[Tensor, "batch"] | None = None
+    ref_kl_logps: Float[Tensor, "batch"] | None = None
+    weights: Float[Tensor, "batch"] | None = None
+
+
+@dataclass(frozen=True)
+class DemonstrationScores:
+    """Scores of responses that are simply to be imitated.
+
+    Args:
+        policy_logps: log-probability of each response under the policy.
+        lengths: tokens of each response.
+        ref_logps: the responses under the reference.
+        weights: importance of each response.
+    """
+
+    policy_logps: Float[Tensor, "batch"]
+    lengths: Int[Tensor, "batch"]
+    ref_logps: Float[Tensor, "batch"] | None = None
+    weights: Float[Tensor, "batch"] | None = None
+
+
+Scores = PairScores | ListScores | LabelScores | DemonstrationScores
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What was said about the responses of a batch, as indices into its flat `ResponseScores`.
+
+    Args:
+        form: which view of the scores the objective takes.
+        index: `[batch, 2]` (chosen, rejected) for pairs; `[batch, k]`, -1 where a list is shorter, for lists; `[batch, 2]`
+            (response, another record's response, or -1) for labels; `[batch, 1]` for demonstrations.
+        rows: which row of the training data each entry came from, for error messages.
+        probabilities: see `PairScores`.
+        weights: see `PairScores`.
+        strengths: see `PairScores`.
+        annotators: see `PairScores`.
+        ranks: see `ListScores`.
+        labels: see `LabelScores`.
+    """
+
+    form: Form
+    index: Int[Tensor, "batch k"]
+    rows: Int[Tensor, "batch"]
+    probabilities: Float[Tensor, "batch"] | None = None
+    weights: Float[Tensor, "batch"] | None = None
+    strengths: Float[Tensor, "batch"] | None = None
+    annotators: Int[Tensor, "batch"] | None = None
+    ranks: Int[Tensor, "batch k"] | None = None
+    labels: Bool[Tensor, "batch"] | None = None
+
+    def to(self, device: torch.device | str) -> Targets:
+        """The same targets on another device."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Targets(
+            **{name: value.to(device) if isinstance(value, Tensor) else value for name, value in moved.items()}
+        )
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def view(self, scores: ResponseScores) -> Scores:
+        """The scores as the objective takes them."""
+        policy, ref, lengths = scores.policy_logps, scores.ref_logps, scores.lengths
+        match self.form:
+            case "pairs":
+                chosen, rejected = self.index.unbind(1)
+                return PairScores(
+                    policy_chosen_logps=policy[chosen],
+                    policy_rejected_logps=policy[rejected],
+                    ref_chosen_logps=None if ref is None else ref[chosen],
+                    ref_rejected_logps=None if ref is None else ref[rejected],
+                    chosen_lengths=lengths[chosen],
+                    rejected_lengths=lengths[rejected],
+                    probabilities=self.probabilities,
+                    weights=self.weights,
+                    strengths=self.strengths,
+                    annotators=self.annotators,
+                )
+            case "lists":
+                mask = self.index >= 0
+                index = self.index.clamp(min=0)
+                assert self.ranks is not None
+                return ListScores(
+                    policy_logps=policy[index],
+                    ranks=self.ranks,
+                    mask=mask,
+                    ref_logps=None if ref is None else ref[index],
+                    lengths=lengths[index],
+                    weights=self.weights,
+                )
+            case "labels":
+                own, other = self.index.unbind(1)
+                with_kl = bool((other >= 0).all())
+                assert self.labels is not None
+                return LabelScores(
+                    policy_logps=policy[own],
+                    labels=self.labels,
+                    ref_logps=None if ref is None else ref[own],
+                    lengths=lengths[own],
+                    policy_kl_logps=policy[other] if with_kl else None,
+                    ref_kl_logps=ref[other] if with_kl and ref is not None else None,
+                    weights=self.weights,
+                )
+            case "demonstrations":
+                own = self.index[:, 0]
+                return DemonstrationScores(
+                    policy_logps=policy[own],
+                    lengths=lengths[own],
+                    ref_logps=None if ref is None else ref[own],
+                    weights=self.weights,
+                )
