@@ -1,4 +1,5 @@
-"""The command line. Each command lives in a module of its own; this one joins them and turns user errors into messages."""
+"""The command line. Each command lives in a module of its own; this one joins them and turns user errors into
+messages."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from prefkit.errors import PrefkitError
 
 app = typer.Typer(
     name="prefkit",
-    help="Preference learning: from any preference feedback to preference models, aligned policies and a diagnosis of both.",
+    help="From any preference feedback to preference models, aligned policies and a diagnosis of both.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,

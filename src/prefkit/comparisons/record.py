@@ -1,7 +1,8 @@
 """The comparison: one validated record of what was compared and what was said about it.
 
-Every reader ends in a `Comparison` and everything else starts from one. It has a context (the prompt), the responses in the
-order of the source, and one judgement in one of a few forms. A judgement never hides in the order of the responses.
+Every reader ends in a `Comparison` and everything else starts from one. It has a context (the prompt), the responses
+in the order of the source, and one judgement in one of a few forms. A judgement never hides in the order of the
+responses.
 """
 
 from __future__ import annotations
@@ -80,8 +81,8 @@ class Comparison:
     """One comparison of responses.
 
     Args:
-        prompts: the context; one entry shared by all responses, or one entry a response when the contexts differ (a joint
-            comparison of prompt and response).
+        prompts: the context; one entry shared by all responses, or one entry a response when the contexts differ (a
+            joint comparison of prompt and response).
         responses: the candidates in the order of the source; one for `Label` and `StepLabels`, two or more otherwise.
         judgement: what was said about them.
         steps: for each response its steps, whose concatenation is the response; None where no steps are known.

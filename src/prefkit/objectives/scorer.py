@@ -1,7 +1,7 @@
 """The scorer: what loops, selection and diagnostics ask of a domain.
 
-They know no domain. A domain (language, diffusion, ...) implements `Scorer`; training, checkpoints, the reference cache and
-every measurement then work for it unchanged.
+They know no domain. A domain (language, diffusion, ...) implements `Scorer`; training, checkpoints, the reference
+cache and every measurement then work for it unchanged.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from prefkit.comparisons import Comparison
 from prefkit.objectives.scores import ResponseScores, Targets
 
 Encoded = Mapping[str, Any]
-"""The responses of one comparison, encoded by a domain: a flat mapping of names to numbers and (nested) lists of numbers that
-Arrow can hold. It says everything that scoring needs; the judgement is kept beside it by the caller."""
+"""The responses of one comparison, encoded by a domain: a flat mapping of names to numbers and (nested) lists of
+numbers that Arrow can hold. It says everything that scoring needs; the judgement is kept beside it by the caller."""
 
 Inputs = Mapping[str, Tensor]
-"""A collated batch as the scorer's forward pass takes it: tensors only, so that it moves between devices and processes."""
+"""A collated batch as the scorer's forward pass takes it: tensors only, so that it moves between devices and
+processes."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,9 @@ class Batch:
 class Scorer(Protocol):
     """How good is each response? A domain's answer, with the model that is being trained inside.
 
-    A scorer is a `torch.nn.Module`: its forward pass takes `Inputs` and gives `ResponseScores` (without the reference's), so
-    that DDP and FSDP2 can wrap it. `reference` scores under the frozen reference (a second model, or the policy without its
-    adapter).
+    A scorer is a `torch.nn.Module`: its forward pass takes `Inputs` and gives `ResponseScores` (without the
+    reference's), so that DDP and FSDP2 can wrap it. `reference` scores under the frozen reference (a second model,
+    or the policy without its adapter).
     """
 
     def encode(self, comparison: Comparison) -> Encoded:

@@ -1,8 +1,8 @@
 """Scores: the plain tensors with fixed names and shapes that domains make and objectives take.
 
-A domain scores responses, one after the other, in a flat `ResponseScores`. What an objective compares (pairs, lists, labelled
-responses, demonstrations) is a view of these by index, so the same objective serves text, images and recommendations.
-All log-probabilities are in nats, lengths in tokens (or in the domain's own steps).
+A domain scores responses, one after the other, in a flat `ResponseScores`. What an objective compares (pairs, lists,
+labelled responses, demonstrations) is a view of these by index, so the same objective serves text, images and
+recommendations. All log-probabilities are in nats, lengths in tokens (or in the domain's own steps).
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Form = Literal["pairs", "lists", "labels", "demonstrations"]
-"""What an objective compares: two responses, K ranked responses, single responses judged good or bad, or good ones only."""
+"""What an objective compares: two responses, K ranked responses, single responses judged good or bad, or good ones
+only."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,9 @@ class TokenScores:
         ref_logps: the same under the reference.
     """
 
-    policy_logps: Float[Tensor, "tokens"]
-    response: Int[Tensor, "tokens"]
-    ref_logps: Float[Tensor, "tokens"] | None = None
+    policy_logps: Float[Tensor, " tokens"]
+    response: Int[Tensor, " tokens"]
+    ref_logps: Float[Tensor, " tokens"] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,9 @@ class ResponseScores:
         tokens: scores of single tokens; None unless the objective asks for them.
     """
 
-    policy_logps: Float[Tensor, "responses"]
-    lengths: Int[Tensor, "responses"]
-    ref_logps: Float[Tensor, "responses"] | None = None
+    policy_logps: Float[Tensor, " responses"]
+    lengths: Int[Tensor, " responses"]
+    ref_logps: Float[Tensor, " responses"] | None = None
     tokens: TokenScores | None = None
 
 
@@ -67,16 +68,16 @@ class PairScores:
         annotators: index of the person (or source) that labelled each pair; None if the data does not say.
     """
 
-    policy_chosen_logps: Float[Tensor, "batch"]
-    policy_rejected_logps: Float[Tensor, "batch"]
-    ref_chosen_logps: Float[Tensor, "batch"] | None = None
-    ref_rejected_logps: Float[Tensor, "batch"] | None = None
-    chosen_lengths: Int[Tensor, "batch"] | None = None
-    rejected_lengths: Int[Tensor, "batch"] | None = None
-    probabilities: Float[Tensor, "batch"] | None = None
-    weights: Float[Tensor, "batch"] | None = None
-    strengths: Float[Tensor, "batch"] | None = None
-    annotators: Int[Tensor, "batch"] | None = None
+    policy_chosen_logps: Float[Tensor, " batch"]
+    policy_rejected_logps: Float[Tensor, " batch"]
+    ref_chosen_logps: Float[Tensor, " batch"] | None = None
+    ref_rejected_logps: Float[Tensor, " batch"] | None = None
+    chosen_lengths: Int[Tensor, " batch"] | None = None
+    rejected_lengths: Int[Tensor, " batch"] | None = None
+    probabilities: Float[Tensor, " batch"] | None = None
+    weights: Float[Tensor, " batch"] | None = None
+    strengths: Float[Tensor, " batch"] | None = None
+    annotators: Int[Tensor, " batch"] | None = None
 
     def swapped(self) -> Self:
         """The same pairs with the roles of the two responses exchanged (log-probabilities, reference and lengths)."""
@@ -109,7 +110,7 @@ class ListScores:
     mask: Bool[Tensor, "batch k"]
     ref_logps: Float[Tensor, "batch k"] | None = None
     lengths: Int[Tensor, "batch k"] | None = None
-    weights: Float[Tensor, "batch"] | None = None
+    weights: Float[Tensor, " batch"] | None = None
 
 
 @dataclass(frozen=True)
@@ -121,19 +122,19 @@ class LabelScores:
         labels: True where the response was judged good.
         ref_logps: the responses under the reference.
         lengths: tokens of each response.
-        policy_kl_logps: log-probability, under the policy, of another record's response to the same prompt, from which KTO
-            estimates its reference point; None if the objective does not ask for it.
+        policy_kl_logps: log-probability, under the policy, of another record's response to the same prompt, from
+            which KTO estimates its reference point; None if the objective does not ask for it.
         ref_kl_logps: the same under the reference.
         weights: importance of each response.
     """
 
-    policy_logps: Float[Tensor, "batch"]
-    labels: Bool[Tensor, "batch"]
-    ref_logps: Float[Tensor, "batch"] | None = None
-    lengths: Int[Tensor, "batch"] | None = None
-    policy_kl_logps: Float[Tensor, "batch"] | None = None
-    ref_kl_logps: Float[Tensor, "batch"] | None = None
-    weights: Float[Tensor, "batch"] | None = None
+    policy_logps: Float[Tensor, " batch"]
+    labels: Bool[Tensor, " batch"]
+    ref_logps: Float[Tensor, " batch"] | None = None
+    lengths: Int[Tensor, " batch"] | None = None
+    policy_kl_logps: Float[Tensor, " batch"] | None = None
+    ref_kl_logps: Float[Tensor, " batch"] | None = None
+    weights: Float[Tensor, " batch"] | None = None
 
 
 @dataclass(frozen=True)
@@ -147,10 +148,10 @@ class DemonstrationScores:
         weights: importance of each response.
     """
 
-    policy_logps: Float[Tensor, "batch"]
-    lengths: Int[Tensor, "batch"]
-    ref_logps: Float[Tensor, "batch"] | None = None
-    weights: Float[Tensor, "batch"] | None = None
+    policy_logps: Float[Tensor, " batch"]
+    lengths: Int[Tensor, " batch"]
+    ref_logps: Float[Tensor, " batch"] | None = None
+    weights: Float[Tensor, " batch"] | None = None
 
 
 Scores = PairScores | ListScores | LabelScores | DemonstrationScores
@@ -162,8 +163,8 @@ class Targets:
 
     Args:
         form: which view of the scores the objective takes.
-        index: `[batch, 2]` (chosen, rejected) for pairs; `[batch, k]`, -1 where a list is shorter, for lists; `[batch, 2]`
-            (response, another record's response, or -1) for labels; `[batch, 1]` for demonstrations.
+        index: `[batch, 2]` (chosen, rejected) for pairs; `[batch, k]`, -1 where a list is shorter, for lists;
+            `[batch, 2]` (response, another record's response, or -1) for labels; `[batch, 1]` for demonstrations.
         rows: which row of the training data each entry came from, for error messages.
         probabilities: see `PairScores`.
         weights: see `PairScores`.
@@ -175,20 +176,18 @@ class Targets:
 
     form: Form
     index: Int[Tensor, "batch k"]
-    rows: Int[Tensor, "batch"]
-    probabilities: Float[Tensor, "batch"] | None = None
-    weights: Float[Tensor, "batch"] | None = None
-    strengths: Float[Tensor, "batch"] | None = None
-    annotators: Int[Tensor, "batch"] | None = None
+    rows: Int[Tensor, " batch"]
+    probabilities: Float[Tensor, " batch"] | None = None
+    weights: Float[Tensor, " batch"] | None = None
+    strengths: Float[Tensor, " batch"] | None = None
+    annotators: Int[Tensor, " batch"] | None = None
     ranks: Int[Tensor, "batch k"] | None = None
-    labels: Bool[Tensor, "batch"] | None = None
+    labels: Bool[Tensor, " batch"] | None = None
 
     def to(self, device: torch.device | str) -> Targets:
         """The same targets on another device."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Targets(
-            **{name: value.to(device) if isinstance(value, Tensor) else value for name, value in moved.items()}
-        )
+        moved = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "form"}
+        return Targets(self.form, **{k: None if v is None else v.to(device) for k, v in moved.items()})
 
     def __len__(self) -> int:
         return len(self.index)
