@@ -186,8 +186,8 @@ class Targets:
 
     def to(self, device: torch.device | str) -> Targets:
         """The same targets on another device."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "form"}
-        return Targets(self.form, **{k: None if v is None else v.to(device) for k, v in moved.items()})
+        tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
 
     def __len__(self) -> int:
         return len(self.index)
