@@ -1,6 +1,6 @@
 """Objectives: pure functions from scores to per-example losses, and the score types that they take."""
 
-from prefkit.objectives.scorer import Batch, Encoded, Inputs, Scorer
+from prefkit.objectives.scorer import Encoded, Inputs, Scorer, score_all
 from prefkit.objectives.scores import (
     DemonstrationScores,
     Form,
@@ -14,7 +14,6 @@ from prefkit.objectives.scores import (
 )
 
 __all__ = [
-    "Batch",
     "DemonstrationScores",
     "Encoded",
     "Form",
@@ -27,4 +26,5 @@ __all__ = [
     "Scores",
     "Targets",
     "TokenScores",
+    "score_all",
 ]

@@ -6,15 +6,16 @@ cache and every measurement then work for it unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from prefkit.comparisons import Comparison
-from prefkit.objectives.scores import ResponseScores, Targets
+from prefkit.objectives.scores import ResponseScores
 
 Encoded = Mapping[str, Any]
 """The responses of one comparison, encoded by a domain: a flat mapping of names to numbers and (nested) lists of
@@ -25,15 +26,6 @@ Inputs = Mapping[str, Tensor]
 processes."""
 
 
-@dataclass(frozen=True)
-class Batch:
-    """One step's data: what to score, and what was said about it."""
-
-    inputs: Inputs
-    targets: Targets
-    ref_logps: Tensor | None = None
-
-
 @runtime_checkable
 class Scorer(Protocol):
     """How good is each response? A domain's answer, with the model that is being trained inside.
@@ -42,6 +34,11 @@ class Scorer(Protocol):
     reference's), so that DDP and FSDP2 can wrap it. `reference` scores under the frozen reference (a second model,
     or the policy without its adapter).
     """
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        ...
 
     def encode(self, comparison: Comparison) -> Encoded:
         """Encode the responses of one comparison, once.
@@ -74,3 +71,26 @@ class Scorer(Protocol):
     def save(self, folder: Path) -> None:
         """Write the trained model to a folder that the domain's own libraries load."""
         ...
+
+
+def score_all(
+    scorer: Scorer, encoded: Iterable[Encoded], *, batch_size: int, reference: bool = False
+) -> Iterator[ResponseScores]:
+    """Score comparisons without gradients, a batch at a time, in their order.
+
+    Args:
+        scorer: scores the responses; put it into evaluation mode first.
+        encoded: comparisons as the scorer encoded them.
+        batch_size: comparisons a forward pass.
+        reference: score under the reference instead of the policy.
+
+    Yields:
+        The scores of one batch, on the CPU, in float32.
+    """
+    forward = scorer.reference if reference else scorer
+    rows = iter(encoded)
+    while batch := list(islice(rows, batch_size)):
+        inputs = {name: tensor.to(scorer.device) for name, tensor in scorer.collate(batch).items()}
+        with torch.no_grad():
+            scores = forward(inputs)
+        yield ResponseScores(scores.policy_logps.float().cpu(), scores.lengths.cpu())

@@ -8,7 +8,7 @@ recommendations. All log-probabilities are in nats, lengths in tokens (or in the
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -186,7 +186,9 @@ class Targets:
 
     def to(self, device: torch.device | str) -> Targets:
         """The same targets on another device."""
-        tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+        tensors: dict[str, Any] = {
+            f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)
+        }
         return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
 
     def __len__(self) -> int:
