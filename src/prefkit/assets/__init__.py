@@ -1,0 +1,1 @@
+"""The tiny model and the sample comparisons of the offline default."""

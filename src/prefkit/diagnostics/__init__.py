@@ -1,0 +1,1 @@
+"""Diagnostics: how do we know?"""

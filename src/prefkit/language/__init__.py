@@ -1,0 +1,1 @@
+"""The language domain: scores for comparisons of texts under causal language models."""

@@ -1,0 +1,1 @@
+"""Training: how a model moves, and where the next data comes from."""
