@@ -1,5 +1,10 @@
 """Comparisons: what was compared, and what was said about it."""
 
+from prefkit.comparisons.canonical import from_dict, rows_for, to_dict, write_comparisons
+from prefkit.comparisons.formats import FORMATS
+from prefkit.comparisons.health import Health, check_comparisons
+from prefkit.comparisons.pairing import Pair, adjacent, all_pairs, best_worst, labels, pairs, ranks
+from prefkit.comparisons.reader import BadRow, Comparisons, Skipped, load_comparisons
 from prefkit.comparisons.record import (
     Comparison,
     Judgement,
@@ -13,19 +18,39 @@ from prefkit.comparisons.record import (
     Winner,
     ranks_from_order,
 )
+from prefkit.comparisons.split import split_comparisons
 from prefkit.errors import RecordError
 
 __all__ = [
+    "FORMATS",
+    "BadRow",
     "Comparison",
+    "Comparisons",
+    "Health",
     "Judgement",
     "Label",
     "Message",
+    "Pair",
     "Probability",
     "Ranking",
     "Ratings",
     "RecordError",
+    "Skipped",
     "StepLabels",
     "Text",
     "Winner",
+    "adjacent",
+    "all_pairs",
+    "best_worst",
+    "check_comparisons",
+    "from_dict",
+    "labels",
+    "load_comparisons",
+    "pairs",
+    "ranks",
     "ranks_from_order",
+    "rows_for",
+    "split_comparisons",
+    "to_dict",
+    "write_comparisons",
 ]

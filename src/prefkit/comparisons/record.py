@@ -74,6 +74,7 @@ class StepLabels:
 
 
 Judgement: TypeAlias = Winner | Ranking | Ratings | Probability | Label | StepLabels
+"""What was said about the responses of a comparison, in one of a few forms."""
 
 
 @dataclass(frozen=True, slots=True)
