@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from prefkit.comparisons import Comparison
-from prefkit.objectives.scores import ResponseScores
+from prefkit.objectives.scores import ResponseScores, TokenScores
 
 Encoded = Mapping[str, Any]
 """The responses of one comparison, encoded by a domain: a flat mapping of names to numbers and (nested) lists of
@@ -68,8 +68,13 @@ class Scorer(Protocol):
         """A digest of the reference's weights and numeric precision."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write the trained model to a folder that the domain's own libraries load."""
+    def save(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+        """Write the trained model to a folder that the domain's own libraries load.
+
+        Args:
+            folder: where to write.
+            state: the module's full state, where this process holds only a shard of it.
+        """
         ...
 
 
@@ -93,4 +98,9 @@ def score_all(
         inputs = {name: tensor.to(scorer.device) for name, tensor in scorer.collate(batch).items()}
         with torch.no_grad():
             scores = forward(inputs)
-        yield ResponseScores(scores.policy_logps.float().cpu(), scores.lengths.cpu())
+        tokens = scores.tokens
+        yield ResponseScores(
+            scores.policy_logps.float().cpu(),
+            scores.lengths.cpu(),
+            tokens=tokens and TokenScores(tokens.policy_logps.float().cpu(), tokens.response.cpu()),
+        )

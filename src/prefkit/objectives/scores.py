@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.export import register_dataclass
 
 Form = Literal["pairs", "lists", "labels", "demonstrations"]
 """What an objective compares: two responses, K ranked responses, single responses judged good or bad, or good ones
@@ -49,6 +50,11 @@ class ResponseScores:
     lengths: Int[Tensor, " responses"]
     ref_logps: Float[Tensor, " responses"] | None = None
     tokens: TokenScores | None = None
+
+
+# A forward pass returns these: FSDP2 has to find the tensors inside to hook their gradients.
+register_dataclass(TokenScores)
+register_dataclass(ResponseScores)
 
 
 @dataclass(frozen=True)
@@ -155,6 +161,7 @@ class DemonstrationScores:
 
 
 Scores = PairScores | ListScores | LabelScores | DemonstrationScores
+"""What an objective takes; which of them, its form says."""
 
 
 @dataclass(frozen=True)

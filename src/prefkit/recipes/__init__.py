@@ -1,1 +1,6 @@
-"""One file a published system: a composition of parts, and the experiment that shows its claim."""
+"""Recipes: one file a published system, with the experiment that checks its claim."""
+
+from prefkit.recipes.recipe import Claim, Experiment, Recipe, Reproduction, Verdict, reproduce
+from prefkit.recipes.registry import RECIPES, find_recipe
+
+__all__ = ["RECIPES", "Claim", "Experiment", "Recipe", "Reproduction", "Verdict", "find_recipe", "reproduce"]

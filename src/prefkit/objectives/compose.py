@@ -1,0 +1,256 @@
+"""Objectives: parts put together. One class for each form of data; a named method is a choice of parts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from prefkit.errors import OptionError
+from prefkit.objectives.noise import soft_labels
+from prefkit.objectives.parts import Part
+from prefkit.objectives.scores import DemonstrationScores, Form, LabelScores, ListScores, PairScores, Scores
+from prefkit.objectives.unpaired import kto_reference_point
+
+S = TypeVar("S", PairScores, ListScores, LabelScores, DemonstrationScores)
+
+Noise = Callable[..., Tensor]
+"""From the losses of pairs as observed, and with their responses exchanged, to corrected losses: a `Part`, or a module
+when it holds state, such as estimated reliabilities of annotators."""
+
+
+class Objective(nn.Module, ABC, Generic[S]):
+    """From scores to one loss an example, multiplied by the examples' weights. Nothing is reduced.
+
+    It is a module so that a part that holds state is moved, saved and restored with it.
+
+    Args:
+        name: what messages call it.
+        parts: what it is composed of, by role.
+
+    Attributes:
+        form: what it compares.
+        view: the scores that it takes.
+        needs: what a run must provide: "reference", "tokens", "kl", "annotators", "strengths".
+        batch_mean: mean over the batch, for parts that need one; replaced by the mean over all processes where
+            there are several.
+    """
+
+    form: ClassVar[Form]
+    view: ClassVar[type[Any]]
+
+    def __init__(self, name: str, **parts: Any) -> None:
+        super().__init__()
+        self.name = name
+        self.parts = {role: part for role, part in parts.items() if part not in (None, ())}
+        self.batch_mean: Callable[[Tensor], Tensor] = torch.mean
+        flat = [part for value in self.parts.values() for part in (value if isinstance(value, tuple) else (value,))]
+        self.needs: frozenset[str] = frozenset().union(*(getattr(part, "needs", frozenset()) for part in flat))
+
+    if TYPE_CHECKING:
+
+        def __call__(self, scores: Scores) -> Float[Tensor, " batch"]:
+            """See `forward`."""
+
+    def forward(self, scores: Scores) -> Float[Tensor, " batch"]:
+        """The weighted losses.
+
+        Raises:
+            OptionError: the scores are of another form, or lack a field that the objective reads.
+        """
+        if not isinstance(scores, self.view):
+            raise OptionError(f"objective '{self.name}' takes {self.view.__name__}, got {type(scores).__name__}")
+        losses = self.losses(scores)
+        return losses if scores.weights is None else losses * scores.weights
+
+    @abstractmethod
+    def losses(self, scores: S) -> Float[Tensor, " batch"]:
+        """The losses without the examples' weights."""
+
+    def rewards(self, scores: Scores) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]] | None:
+        """Implicit rewards of the better and the worse response, detached, for metrics; None where there are no two."""
+        return None
+
+    def read(self, part: Any, scores: object, names: dict[str, str] | None = None) -> list[Tensor]:
+        """The fields of the scores that a part takes.
+
+        Args:
+            part: the part; one without `takes` reads nothing.
+            scores: the scores.
+            names: what the scores call a field, where it differs.
+
+        Raises:
+            OptionError: the scores lack a field.
+        """
+        tensors = []
+        for field in getattr(part, "takes", ()):
+            name = names.get(field, field) if names else field
+            tensor = getattr(scores, name)
+            if tensor is None:
+                raise OptionError(f"objective '{self.name}' needs {name}, which these {type(scores).__name__} lack")
+            tensors.append(tensor)
+        return tensors
+
+    def __repr__(self) -> str:
+        return f"{self.name}({', '.join(f'{role}={part!r}' for role, part in self.parts.items())})"
+
+
+class PairObjective(Objective[PairScores]):
+    """A loss of pairs: link(reward of chosen - reward of rejected) + regularisers, corrected for noise, weighted.
+
+    A noise correction and a soft label act on all of the loss, regularisers included: what depends on which response
+    was called better is as uncertain as the label.
+
+    Args:
+        reward: reward form, see `rewards`.
+        link: from margins to losses, see `links`.
+        noise: correction for wrong labels, see `noise`.
+        weights: weight of each pair beyond the one its record carries, see `weights`.
+        regularisers: terms to add, see `regularisers`.
+        name: what messages call it.
+    """
+
+    form = "pairs"
+    view = PairScores
+
+    def __init__(
+        self,
+        reward: Part,
+        link: Part,
+        noise: Noise | None = None,
+        weights: Part | None = None,
+        regularisers: Sequence[Part] = (),
+        name: str = "pairs",
+    ) -> None:
+        super().__init__(name, reward=reward, link=link, noise=noise, weights=weights, regularisers=tuple(regularisers))
+        self.reward, self.link, self.noise, self.weights = reward, link, noise, weights
+        self.regularisers = tuple(regularisers)
+
+    def losses(self, scores: PairScores) -> Float[Tensor, " batch"]:
+        """See `Objective.losses`."""
+        losses = self.pair_loss(scores)
+        if self.noise is not None or scores.probabilities is not None:
+            swapped = self.pair_loss(scores.swapped())
+            if scores.probabilities is not None:
+                losses, swapped = (
+                    soft_labels(losses, swapped, scores.probabilities),
+                    soft_labels(swapped, losses, scores.probabilities),
+                )
+            if self.noise is not None:
+                losses = self.noise(losses, swapped, *self.read(self.noise, scores))
+        if self.weights is not None:
+            losses = losses * self.weights(*self.read(self.weights, scores))
+        return losses
+
+    def pair_loss(self, scores: PairScores) -> Float[Tensor, " batch"]:
+        """The loss of the pairs as if every label were right: neither noise, soft labels nor weights."""
+        chosen, rejected = self._rewards(scores)
+        losses = self.link(chosen - rejected)
+        for regulariser in self.regularisers:
+            losses = losses + regulariser(*self.read(regulariser, scores))
+        return losses
+
+    def rewards(self, scores: Scores) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """Implicit rewards of chosen and rejected responses, times beta, detached."""
+        assert isinstance(scores, PairScores)
+        beta = self.link.values.get("beta", 1.0)
+        chosen, rejected = self._rewards(scores)
+        return beta * chosen.detach(), beta * rejected.detach()
+
+    def _rewards(self, scores: PairScores) -> tuple[Tensor, Tensor]:
+        chosen, rejected = (
+            self.reward(*self.read(self.reward, scores, names)) for names in (_SIDES["chosen"], _SIDES["rejected"])
+        )
+        return chosen, rejected
+
+
+_SIDES = {
+    side: {"policy_logps": f"policy_{side}_logps", "ref_logps": f"ref_{side}_logps", "lengths": f"{side}_lengths"}
+    for side in ("chosen", "rejected")
+}
+
+
+class ListObjective(Objective[ListScores]):
+    """A loss of ranked lists.
+
+    Args:
+        reward: reward form, see `rewards`.
+        ranking: from rewards, ranks and mask to losses, see `listwise`.
+        name: what messages call it.
+    """
+
+    form = "lists"
+    view = ListScores
+
+    def __init__(self, reward: Part, ranking: Part, name: str = "lists") -> None:
+        super().__init__(name, reward=reward, ranking=ranking)
+        self.reward, self.ranking = reward, ranking
+
+    def losses(self, scores: ListScores) -> Float[Tensor, " batch"]:
+        """See `Objective.losses`."""
+        return self.ranking(self._rewards(scores), *self.read(self.ranking, scores))
+
+    def rewards(self, scores: Scores) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """Implicit rewards of a best-ranked and a worst-ranked response of each list, times beta, detached."""
+        assert isinstance(scores, ListScores)
+        rewards = self.ranking.values.get("beta", 1.0) * self._rewards(scores).detach()
+        best = scores.ranks.masked_fill(~scores.mask, torch.iinfo(scores.ranks.dtype).max).argmin(1, keepdim=True)
+        worst = scores.ranks.masked_fill(~scores.mask, -1).argmax(1, keepdim=True)
+        return rewards.gather(1, best).squeeze(1), rewards.gather(1, worst).squeeze(1)
+
+    def _rewards(self, scores: ListScores) -> Tensor:
+        # Lengths of empty places may be 0; they are never read, but dividing by them would spoil gradients.
+        lengths = None if scores.lengths is None else scores.lengths.masked_fill(~scores.mask, 1)
+        return self.reward(*self.read(self.reward, replace(scores, lengths=lengths)))
+
+
+class LabelObjective(Objective[LabelScores]):
+    """A loss of single responses judged good or bad, against a reference point estimated from the batch.
+
+    Args:
+        reward: reward form, see `rewards`.
+        utility: from rewards, reference point and labels to losses, see `unpaired`.
+        name: what messages call it.
+    """
+
+    form = "labels"
+    view = LabelScores
+
+    def __init__(self, reward: Part, utility: Part, name: str = "labels") -> None:
+        super().__init__(name, reward=reward, utility=utility)
+        self.reward, self.utility = reward, utility
+        self.needs |= {"kl"}
+
+    def losses(self, scores: LabelScores) -> Float[Tensor, " batch"]:
+        """See `Objective.losses`."""
+        rewards = self.reward(*self.read(self.reward, scores))
+        others = self.reward(*self.read(self.reward, scores, _OTHERS))
+        return self.utility(rewards, kto_reference_point(others, self.batch_mean), scores.labels)
+
+
+_OTHERS = {"policy_logps": "policy_kl_logps", "ref_logps": "ref_kl_logps"}
+
+
+class DemonstrationObjective(Objective[DemonstrationScores]):
+    """A loss of responses that are to be imitated.
+
+    Args:
+        imitation: from scores to losses, see `regularisers`.
+        name: what messages call it.
+    """
+
+    form = "demonstrations"
+    view = DemonstrationScores
+
+    def __init__(self, imitation: Part, name: str = "demonstrations") -> None:
+        super().__init__(name, imitation=imitation)
+        self.imitation = imitation
+
+    def losses(self, scores: DemonstrationScores) -> Float[Tensor, " batch"]:
+        """See `Objective.losses`."""
+        return self.imitation(*self.read(self.imitation, scores))

@@ -1,0 +1,238 @@
+"""Noise: labels that are wrong with a known probability, corrected for in any pairwise loss, or injected.
+
+A correction takes the loss of the pair as observed and the loss of the same pair with its responses exchanged. It
+knows nothing else of the loss, so it serves all of them.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from prefkit.comparisons import Comparison, Judgement, Label, Probability, Ranking, Ratings, RecordError, Winner
+from prefkit.errors import OptionError
+from prefkit.objectives.parts import Part, catalogue
+from prefkit.objectives.scores import PairScores
+from prefkit.options import Options
+
+
+class FlipOptions(Options):
+    """Options of the corrections for flipped labels."""
+
+    flip_rate: float = Field(0.1, ge=0, lt=0.5, description="probability that a label is wrong")
+
+    @field_validator("flip_rate")
+    @classmethod
+    def _warn(cls, value: float) -> float:
+        if value > 0.4:
+            warnings.warn(
+                f"a flip_rate of {value} leaves little signal: gradients scale with 1/(1 - 2 flip_rate) = "
+                f"{1 / (1 - 2 * value):.3g} in a robust loss",
+                stacklevel=2,
+            )
+        return value
+
+
+def conservative(
+    losses: Float[Tensor, " batch"],
+    swapped_losses: Float[Tensor, " batch"],
+    *,
+    flip_rate: float | Float[Tensor, " batch"] = 0.1,
+) -> Float[Tensor, " batch"]:
+    """Label smoothing: the mean of a loss over flips of its label, (1 - e) l + e l_swapped.
+
+    Biased: for a clean label the logistic loss is least where the model gives the chosen response probability 1 - e.
+
+    Args:
+        losses: loss of each pair as observed.
+        swapped_losses: loss of each pair with its responses exchanged.
+        flip_rate: e, in [0, 0.5); one number, or one a pair.
+
+    Raises:
+        OptionError: the flip rate is out of range.
+
+    Source: Mitchell 2023, A note on DPO with noisy preferences and relationship to IPO, eq. 3.
+    """
+    check_flip_rate(flip_rate)
+    return (1 - flip_rate) * losses + flip_rate * swapped_losses
+
+
+def robust(
+    losses: Float[Tensor, " batch"],
+    swapped_losses: Float[Tensor, " batch"],
+    *,
+    flip_rate: float | Float[Tensor, " batch"] = 0.1,
+) -> Float[Tensor, " batch"]:
+    """Unbiased correction: ((1 - e) l - e l_swapped) / (1 - 2 e), whose mean over flips is the loss of the clean label.
+
+    It is negative and has no lower bound where the loss of the exchanged pair has no upper bound, so its training
+    value says nothing about the fit.
+
+    Args:
+        losses: loss of each pair as observed.
+        swapped_losses: loss of each pair with its responses exchanged.
+        flip_rate: e, in [0, 0.5); one number, or one a pair.
+
+    Raises:
+        OptionError: the flip rate is out of range.
+
+    Source: Chowdhury et al. 2024 (rDPO, arXiv 2403.00409).
+    """
+    check_flip_rate(flip_rate)
+    return ((1 - flip_rate) * losses - flip_rate * swapped_losses) / (1 - 2 * flip_rate)
+
+
+def soft_labels(
+    losses: Float[Tensor, " batch"],
+    swapped_losses: Float[Tensor, " batch"],
+    probabilities: Float[Tensor, " batch"],
+) -> Float[Tensor, " batch"]:
+    """Mean of a loss over a label that is right with a given probability, p l + (1 - p) l_swapped.
+
+    Args:
+        losses: loss of each pair as observed.
+        swapped_losses: loss of each pair with its responses exchanged.
+        probabilities: p, probability that the chosen response is the better one, in [0, 1].
+    """
+    return probabilities * losses + (1 - probabilities) * swapped_losses
+
+
+def robust_loss(
+    loss: Callable[[PairScores], Float[Tensor, " batch"]],
+    scores: PairScores,
+    *,
+    flip_rate: float | Float[Tensor, " batch"] = 0.1,
+) -> Float[Tensor, " batch"]:
+    """Any pairwise loss, corrected for flipped labels; see `robust`.
+
+    Args:
+        loss: per-example losses of scored pairs.
+        scores: the pairs as observed.
+        flip_rate: in [0, 0.5); one number, or one a pair.
+
+    Raises:
+        OptionError: the flip rate is out of range.
+    """
+    return robust(loss(scores), loss(scores.swapped()), flip_rate=flip_rate)
+
+
+def induced_log_odds(
+    losses: Float[Tensor, " batch"], swapped_losses: Float[Tensor, " batch"]
+) -> Float[Tensor, " batch"]:
+    """Log-odds that the chosen response is the better one, as any pairwise loss implies them: l_swapped - l.
+
+    For the logistic link without a target margin this is beta times the margin.
+
+    Source: Latent Collective Preference Optimization, 2025 (arXiv 2509.24159), eq. 2.
+    """
+    return swapped_losses - losses
+
+
+class GradientWeights(NamedTuple):
+    """How hard each loss pushes on a pair: its gradient in the chosen log-probability is -beta times this."""
+
+    dpo: Float[Tensor, " batch"]
+    cdpo: Float[Tensor, " batch"]
+    rdpo: Float[Tensor, " batch"]
+
+
+def gradient_weights(
+    margin: Float[Tensor, " batch"], *, beta: float = 0.1, flip_rate: float | Float[Tensor, " batch"] = 0.1
+) -> GradientWeights:
+    """Weights of the gradients of the DPO loss, plain, conservative and robust.
+
+    With z = sigmoid(-beta * margin) they are z, z - e and z + e / (1 - 2 e): the conservative loss turns round once
+    the margin is large, the robust one never does.
+
+    Args:
+        margin: log-ratio of the chosen response less that of the rejected one.
+        beta: temperature.
+        flip_rate: e, in [0, 0.5); one number, or one a pair.
+
+    Raises:
+        OptionError: the flip rate is out of range.
+
+    Source: Chowdhury et al. 2024 (rDPO, arXiv 2403.00409).
+    """
+    check_flip_rate(flip_rate)
+    plain = torch.sigmoid(-beta * margin)
+    return GradientWeights(plain, plain - flip_rate, plain + flip_rate / (1 - 2 * flip_rate))
+
+
+def flip_preferences(
+    comparisons: Iterable[Comparison], flip_rate: float, seed: int
+) -> tuple[list[Comparison], NDArray[np.bool_]]:
+    """Flip each judgement with a given probability, independently: label noise for experiments on training data.
+
+    Args:
+        comparisons: pairs or labelled single responses.
+        flip_rate: probability of a flip, in [0, 0.5).
+        seed: of the random choice; the same seed flips the same positions.
+
+    Returns:
+        The comparisons in their order, and `[n]`, True where the judgement was flipped. A tie has nothing to flip.
+
+    Raises:
+        OptionError: the flip rate is out of range.
+        RecordError: a comparison has more than two responses, or judges steps.
+    """
+    check_flip_rate(flip_rate)
+    records = list(comparisons)
+    mask = np.random.default_rng(seed).random(len(records)) < flip_rate
+    for index in np.flatnonzero(mask):
+        flipped = replace(records[index], judgement=_flipped(records[index]))
+        mask[index] = flipped.judgement != records[index].judgement
+        records[index] = flipped
+    return records, mask
+
+
+def _flipped(record: Comparison) -> Judgement:
+    match record.judgement:
+        case Winner(index) if len(record.responses) == 2:
+            return Winner(1 - index)
+        case Probability(first):
+            return Probability(1 - first)
+        case Label(good):
+            return Label(not good)
+        case Ranking((first, second), both_bad):
+            return Ranking((second, first), both_bad)
+        case Ratings((first, second)):
+            return Ratings((second, first))
+    raise RecordError(
+        "only a judgement of a pair or of one whole response can be flipped",
+        field="judgement",
+        source=record.source,
+        line=record.line,
+    )
+
+
+def check_flip_rate(flip_rate: float | Tensor) -> None:
+    """Refuse a flip rate outside [0, 0.5).
+
+    Raises:
+        OptionError: it is out of range.
+    """
+    if isinstance(flip_rate, Tensor):
+        inside = bool(((flip_rate >= 0) & (flip_rate < 0.5)).all())
+    else:
+        inside = math.isfinite(flip_rate) and 0 <= flip_rate < 0.5
+    if not inside:
+        raise OptionError(
+            f"flip_rate must lie in [0, 0.5) (at 0.5 a label says nothing about its pair), got {flip_rate}"
+        )
+
+
+NOISE = catalogue(
+    Part("conservative", conservative, options=FlipOptions),
+    Part("robust", robust, options=FlipOptions),
+)

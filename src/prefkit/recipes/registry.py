@@ -1,0 +1,73 @@
+"""The registry: every published system that the library covers or will cover, by the name used on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from prefkit.errors import PrefkitError, unknown
+from prefkit.recipes import rdpo
+from prefkit.recipes.recipe import Recipe
+
+READY = (rdpo.RECIPE,)
+
+PLANNED = (
+    Recipe("apo", "Momentum for iterated preference optimisation", 2024, "arXiv 2410.06293"),
+    Recipe("calibrated-decoding", "Likelihoods of translations calibrated to quality", 2025, "arXiv 2504.19044"),
+    Recipe("ches", "Likelihood displacement in DPO, and a score that predicts it", 2024, "arXiv 2410.08847"),
+    Recipe("context-pm", "Preference models that read the context of a judgement", 2024, "arXiv 2407.14916"),
+    Recipe("curry-dpo", "DPO on ranked responses, from easy pairs to hard ones", 2024, "arXiv 2403.07230"),
+    Recipe("diffusion-dpo", "DPO for diffusion models, on denoising errors", 2023, "arXiv 2311.12908"),
+    Recipe("diffusion-dro", "Ranking expert images above a diffusion model's own", 2025, "arXiv 2510.18353"),
+    Recipe("dissecting", "Which properties of a response people and models prefer", 2024, "arXiv 2402.11296"),
+    Recipe("domain-rm", "Reward models over expert features of a domain", 2024, "arXiv 2402.15473"),
+    Recipe("dove", "Joint preferences over instruction and response", 2024, "arXiv 2404.00530"),
+    Recipe("ear", "Conversational recommendation that asks, suggests and reflects", 2020, "arXiv 2002.09102"),
+    Recipe("flr", "Likelihood of a user's follow-up as reward", 2024, "arXiv 2409.13948"),
+    Recipe("gpm", "Preference embeddings that can represent cycles", 2024, "arXiv 2410.02197"),
+    Recipe("gream", "Recommendation by generative reasoning over item codes", 2025, "arXiv 2510.20815"),
+    Recipe("ift", "Fine-tuning and alignment in one process", 2024, "arXiv 2405.11870"),
+    Recipe("inpo", "Diffusion preference optimisation along inverted trajectories", 2025, "arXiv 2503.18454"),
+    Recipe("lcpo", "Label correctness as a latent variable, with annotator reliability", 2025, "arXiv 2509.24159"),
+    Recipe("madpo", "DPO weighted by the margins of a reward model", 2025, "arXiv 2510.05342"),
+    Recipe("mapl", "Preferences at several levels for prompts of many instructions", 2025, "arXiv 2505.12845"),
+    Recipe("mcts-dpo", "Step-wise preferences from tree search, learned in rounds", 2024, "arXiv 2405.00451"),
+    Recipe("nbpo", "Sampling for implicit feedback that is partly missing", 2020, "arXiv 2007.07204"),
+    Recipe("on-policy", "When on-policy samples and negative gradients matter", 2024, "arXiv 2404.14367"),
+    Recipe("osp", "Models that judge their own answers by degree", 2024, "arXiv 2405.14103"),
+    Recipe("pal", "Ideal points for people who disagree", 2024, "arXiv 2406.08469"),
+    Recipe("prefpaint", "Inpainting aligned with a reward, amplified where it is certain", 2024, "arXiv 2410.21966"),
+    Recipe("pro", "Weights of several objectives chosen from the prompt", 2025, "arXiv 2511.10656"),
+    Recipe("ranking-accuracy", "How well aligned models rank what they were aligned on", 2024, "arXiv 2405.19534"),
+    Recipe("rationales", "Preferences with the reasons for them", 2024, "arXiv 2407.14477"),
+    Recipe("regret", "People compare regret rather than return", 2022, "arXiv 2206.02231"),
+    Recipe("rps", "Inference over neighbouring preference directions", 2025, "arXiv 2510.20498"),
+    Recipe("rso", "Pairs by rejection sampling from the optimal policy", 2023, "arXiv 2309.06657"),
+    Recipe("secrets-rm", "Reward models from noisy and shifting preferences", 2024, "arXiv 2401.06080"),
+    Recipe("self-npo", "A negative diffusion model made without data", 2025, "arXiv 2505.11777"),
+    Recipe("selfie", "Preference data that a model spreads from a few labels", 2024, "arXiv 2406.04412"),
+    Recipe("smpo-diffusion", "Smoothed labels for diffusion preference optimisation", 2025, "arXiv 2506.02698"),
+    Recipe("sparsepo", "Masks that choose the tokens that preference acts on", 2024, "arXiv 2410.05102"),
+    Recipe("spo", "Self-supervised degrees of preference beside alignment", 2024, "arXiv 2409.17791"),
+    Recipe("symbolic-mc-prm", "Process rewards from symbolic simulation of reasoning", 2025, "arXiv 2505.20415"),
+    Recipe("tpo", "Ranking of whole trees of reasoning paths", 2024, "arXiv 2410.12854"),
+    Recipe("unpacking", "What matters in DPO and PPO: data, reward model, prompts", 2024, "arXiv 2406.09279"),
+    Recipe("upo", "Self-training that trusts pairs by their uncertainty", 2024, "arXiv 2409.11212"),
+    Recipe("user-simulator", "Simulated users aligned with recorded behaviour", 2025, "arXiv 2508.18142"),
+    Recipe("value-drifts", "How values move in the course of post-training", 2025, "arXiv 2510.26707"),
+    Recipe("vpo", "Optimism and pessimism by a value term", 2024, "arXiv 2405.19320"),
+    Recipe("worldpm", "Preference modelling at scale from public forums", 2025, "arXiv 2505.10527"),
+)
+
+RECIPES: Mapping[str, Recipe] = {recipe.slug: recipe for recipe in sorted(READY + PLANNED, key=lambda r: r.slug)}
+"""Every recipe by its slug."""
+
+
+def find_recipe(slug: str) -> Recipe:
+    """The recipe of that name.
+
+    Raises:
+        PrefkitError: there is none; the message offers the nearest.
+    """
+    if slug not in RECIPES:
+        raise PrefkitError(unknown("recipe", slug, RECIPES))
+    return RECIPES[slug]
