@@ -1,1 +1,29 @@
 """The language domain: scores for comparisons of texts under causal language models."""
+
+import os
+
+# Matrix kernels for half precision on the CPU are kept for every shape that occurs, up to 1024 of them with their
+# buffers: hundreds of megabytes when lengths vary. Few are ever used again. Read when the first such kernel runs.
+os.environ.setdefault("LRU_CACHE_CAPACITY", "16")
+
+from prefkit.language.encoding import Encoder, EncodingOptions
+from prefkit.language.head import token_logps
+from prefkit.language.models import BUILTIN, LoraOptions, ModelOptions, load_scorer
+from prefkit.language.packing import Layout, pack
+from prefkit.language.sampling import sample
+from prefkit.language.scorer import LanguageScorer, Precision
+
+__all__ = [
+    "BUILTIN",
+    "Encoder",
+    "EncodingOptions",
+    "LanguageScorer",
+    "Layout",
+    "LoraOptions",
+    "ModelOptions",
+    "Precision",
+    "load_scorer",
+    "pack",
+    "sample",
+    "token_logps",
+]

@@ -1,0 +1,228 @@
+"""Encoding: from the texts of a comparison to tokens, with an exact boundary between prompt and response.
+
+A response's tokens are what the tokenizer adds to the prompt's own tokens when it reads both together. Where a token
+would straddle the boundary (the two texts merge into it), prompt and response are encoded apart, and the event is
+counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field
+from transformers import PreTrainedTokenizerBase
+
+from prefkit.comparisons import Comparison, Message, Text
+from prefkit.errors import OptionError, RecordError
+from prefkit.options import Options
+
+_ANCHOR = "\n"
+"""Text before a response that is encoded apart, so that a tokenizer adds nothing to its beginning."""
+
+
+class EncodingOptions(Options):
+    """How texts become tokens.
+
+    Args:
+        max_length: tokens of prompt and response together; the model's context by default.
+        too_long: what happens to a longer one. `skip` sets the comparison aside and reports it; `truncate_prompt` drops
+            the beginning of the prompt; `truncate_response` drops the end of the response.
+        append_eos: end plain-text responses with the end-of-sequence token. Messages end as their template says.
+        chat_template: a Jinja template that replaces the tokenizer's own.
+        template_options: variables for the chat template.
+    """
+
+    max_length: int | None = Field(None, ge=2)
+    too_long: Literal["skip", "truncate_prompt", "truncate_response"] = "skip"
+    append_eos: bool = True
+    chat_template: str | None = None
+    template_options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Encoder:
+    """Turns the texts of comparisons into tokens.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        context: tokens that the model can read at most; None if it has no bound.
+        options: see `EncodingOptions`.
+
+    Attributes:
+        merged_boundaries: responses whose first characters the tokenizer would have merged with the prompt.
+        truncated: comparisons that were cut to fit.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, context: int | None, options: EncodingOptions | None = None
+    ) -> None:
+        self.tokenizer, self.options = tokenizer, options or EncodingOptions()
+        asked = self.options.max_length
+        if asked is not None and context is not None and asked > context:
+            raise OptionError(
+                f"encoding.max_length must be at most the model's context of {context} tokens, got {asked}"
+            )
+        self.max_length = asked or context
+        self.merged_boundaries = self.truncated = 0
+        self._begin = self._begin_tokens()
+        self._anchor = self._ids(_ANCHOR)
+
+    def encode(self, comparison: Comparison) -> dict[str, Any]:
+        """Tokens of one comparison.
+
+        Returns:
+            `prompt_ids`, one list of tokens a prompt (one, or one a response), and `response_ids`, one list a response.
+
+        Raises:
+            RecordError: a side has no tokens or is longer than the context.
+            OptionError: messages were given and there is no chat template.
+        """
+        texts = [
+            self._texts(comparison.prompt_of(index), response) for index, response in enumerate(comparison.responses)
+        ]
+        if not comparison.joint and len({prompt for prompt, _, _ in texts}) > 1:
+            raise RecordError("the chat template renders the prompt differently for each response", field="prompt")
+        prompts = [self._prompt(prompt, templated) for prompt, _, templated in texts]
+        responses = [
+            self._response(prompt, response, prompt_ids, templated)
+            for (prompt, response, templated), prompt_ids in zip(texts, prompts, strict=True)
+        ]
+        for index, tokens in enumerate(responses):
+            if not tokens:
+                raise RecordError(f"response {index} encodes to no tokens", field="responses")
+        prompts = prompts if comparison.joint else prompts[:1]
+        return {"prompt_ids": self._fit(prompts, responses), "response_ids": responses}
+
+    def key(self) -> str:
+        """A digest of everything that decides the tokens."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        vocabulary = backend.to_str() if backend is not None else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
+        facts = [
+            vocabulary,
+            self.options.model_dump_json(),
+            str(self.tokenizer.chat_template),
+            str(self.max_length),
+            str(self._begin),
+        ]
+        return hashlib.sha256("\0".join(facts).encode()).hexdigest()
+
+    def prompt_tokens(self, prompt: Text) -> list[int]:
+        """Tokens of a prompt alone, as they stand before a response (for sampling)."""
+        text, templated = (prompt, False) if isinstance(prompt, str) else (self._render(_messages(prompt), True), True)
+        return self._prompt(text, templated)
+
+    def _texts(self, prompt: Text, response: Text) -> tuple[str, str, bool]:
+        """Prompt text, response text, and whether a chat template made them."""
+        if isinstance(prompt, str) and isinstance(response, str):
+            return prompt, response, False
+        before = _messages(prompt) if prompt else []
+        after = _messages(response, role="assistant")
+        whole = self._render([*before, *after], open_turn=False)
+        for open_turn in (True, False):
+            start = self._render(before, open_turn) if before else ""
+            if whole.startswith(start):
+                return start, whole[len(start) :], True
+        raise RecordError("the chat template changes the prompt when a response follows it", field="prompt")
+
+    def _render(self, messages: list[Message], open_turn: bool) -> str:
+        if not (self.options.chat_template or self.tokenizer.chat_template):
+            raise OptionError(
+                "the data hold messages but the tokenizer has no chat template; set encoding.chat_template or give text"
+            )
+        continued = open_turn and messages[-1]["role"] == "assistant"
+        text: str = self.tokenizer.apply_chat_template(
+            [dict(message) for message in messages],
+            chat_template=self.options.chat_template,
+            tokenize=False,
+            add_generation_prompt=open_turn and not continued,
+            continue_final_message=continued,
+            **self.options.template_options,
+        )
+        return text
+
+    def _prompt(self, text: str, templated: bool) -> list[int]:
+        tokens = self._ids(text) if templated else [*self._begin, *self._ids(text)]
+        if not tokens:
+            # Something has to predict the first response token.
+            start = (
+                self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
+            )
+            if start is None:
+                raise RecordError(
+                    "the prompt encodes to no tokens and the tokenizer has no token to begin with", field="prompt"
+                )
+            return [start]
+        return tokens
+
+    def _response(self, prompt: str, response: str, prompt_ids: list[int], templated: bool) -> list[int]:
+        lead = 0 if templated else len(self._begin)
+        own = prompt_ids[lead:] if prompt else []
+        whole = self._ids(prompt + response)
+        if whole[: len(own)] == own:
+            tokens = whole[len(own) :]
+        else:
+            self.merged_boundaries += 1
+            anchored = self._ids(_ANCHOR + response)
+            cut = len(self._anchor)
+            tokens = anchored[cut:] if anchored[:cut] == self._anchor else self._ids(response)
+        end = self.tokenizer.eos_token_id
+        if not templated and self.options.append_eos and end is not None and tokens[-1:] != [end]:
+            tokens = [*tokens, end]
+        return tokens
+
+    def _fit(self, prompts: list[list[int]], responses: list[list[int]]) -> list[list[int]]:
+        """The prompts, cut where the options say so; responses are cut in place."""
+        bound = self.max_length
+        if bound is None:
+            return prompts
+        fitted = []
+        cut = False
+        for index, prompt in enumerate(prompts):
+            mine = responses if len(prompts) == 1 else responses[index : index + 1]
+            longest = max(map(len, mine))
+            if len(prompt) + longest <= bound:
+                fitted.append(prompt)
+                continue
+            cut = True
+            policy = self.options.too_long
+            if policy == "truncate_prompt" and longest < bound:
+                fitted.append(prompt[len(prompt) - (bound - longest) :])
+            elif policy == "truncate_response" and len(prompt) < bound:
+                for response in mine:
+                    del response[bound - len(prompt) :]
+                fitted.append(prompt)
+            elif len(prompt) >= bound:
+                raise RecordError(f"the prompt has {len(prompt)} tokens, the context holds {bound}", field="prompt")
+            else:
+                raise RecordError(
+                    f"prompt ({len(prompt)}) and response ({longest}) exceed the context of {bound} tokens",
+                    field="responses",
+                )
+        self.truncated += cut
+        if cut and len(responses) > 1 and all(response == responses[0] for response in responses):
+            raise RecordError("the responses are equal after truncation", field="responses")
+        return fitted
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    def _begin_tokens(self) -> list[int]:
+        """What the tokenizer puts before a text of its own accord."""
+        plain, special = self._ids("a"), self.tokenizer("a")["input_ids"]
+        for start in range(len(special) - len(plain) + 1):
+            if special[start : start + len(plain)] == plain:
+                return list(special[:start])
+        return []
+
+
+def _messages(text: Text, role: str = "user") -> list[Message]:
+    return [{"role": role, "content": text}] if isinstance(text, str) else list(text)
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One more than the highest token that the tokenizer can give."""
+    vocabulary: Mapping[str, int] = tokenizer.get_vocab()
+    return max(vocabulary.values()) + 1

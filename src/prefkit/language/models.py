@@ -1,0 +1,163 @@
+"""Loading causal language models for scoring and training, from a folder or a hub name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from pydantic import Field
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from prefkit.assets import model_path
+from prefkit.errors import OptionError
+from prefkit.language.encoding import EncodingOptions
+from prefkit.language.scorer import LanguageScorer, Precision
+from prefkit.options import Options
+
+BUILTIN = "builtin"
+"""Name of the small model that ships with the package."""
+
+
+class LoraOptions(Options):
+    """A low-rank adapter (Hu et al., 2021) that is trained instead of the model's own weights.
+
+    Args:
+        rank: rank of the update of each matrix.
+        alpha: scale of the update, `alpha / rank`.
+        dropout: dropout before the adapter.
+        targets: module names, or `all-linear` for every linear layer but the output layer.
+    """
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: str | list[str] = "all-linear"
+
+
+class ModelOptions(Options):
+    """Which model, and how it is loaded.
+
+    Args:
+        path: folder or hub name of a causal language model or of a LoRA adapter; `builtin` is the packaged small model.
+        reference: folder or hub name of the frozen reference; by default the policy as it is loaded.
+        revision: branch, tag or commit of a hub name.
+        lora: train an adapter of this shape; None trains all weights.
+        dtype: type in which weights are loaded; train all weights in float32.
+        precision: `bf16` computes matrix products in bfloat16 (mixed precision).
+        dropout: keep the model's own dropout; off by default, so that policy and reference differ by training alone.
+        shared_prompt: process a prompt once for all its responses.
+        trust_remote_code: run code that comes with the model. Off unless you have read that code.
+    """
+
+    path: str = BUILTIN
+    reference: str | None = None
+    revision: str | None = None
+    lora: LoraOptions | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Precision = "fp32"
+    dropout: bool = False
+    shared_prompt: bool = True
+    trust_remote_code: bool = False
+
+
+def load_scorer(options: ModelOptions | str, encoding: EncodingOptions | None = None) -> LanguageScorer:
+    """Load a policy (and a reference, if one is named) as a scorer.
+
+    Args:
+        options: see `ModelOptions`; a string stands for its `path`.
+        encoding: how texts become tokens.
+
+    Raises:
+        OptionError: a model cannot be found or loaded, or the vocabularies do not fit together.
+    """
+    if isinstance(options, str):
+        options = ModelOptions(path=options)
+    tokenizer = _tokenizer(options)
+    policy = _load(options.path, options)
+    if not options.dropout:
+        _disable_dropout(policy)
+    if options.lora is not None:
+        if isinstance(policy, PeftModel):
+            policy = policy.merge_and_unload()
+        policy = _with_adapter(policy, options.lora)
+    reference = None if options.reference is None else _load(options.reference, options, trainable=False)
+    return LanguageScorer(
+        policy,
+        tokenizer,
+        reference,
+        encoding=encoding,
+        precision=options.precision,
+        shared=options.shared_prompt,
+    )
+
+
+def _load(name: str, options: ModelOptions, trainable: bool = True) -> Any:
+    path = _resolve(name)
+    try:
+        if Path(path, "adapter_config.json").is_file():
+            base = PeftConfig.from_pretrained(path).base_model_name_or_path
+            model = PeftModel.from_pretrained(_pretrained(_resolve(str(base)), options), path, is_trainable=trainable)
+        else:
+            model = _pretrained(path, options)
+    except (OSError, ValueError) as error:
+        raise OptionError(f"model '{name}' cannot be loaded: {_first_line(error)}") from error
+    if not trainable:
+        model.requires_grad_(False)
+        model.eval()
+    return model
+
+
+def _pretrained(path: str, options: ModelOptions) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        path,
+        dtype=getattr(torch, options.dtype),
+        revision=options.revision or "main",
+        trust_remote_code=options.trust_remote_code,
+    )
+    return model
+
+
+def _tokenizer(options: ModelOptions) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            _resolve(options.path),
+            revision=options.revision or "main",
+            trust_remote_code=options.trust_remote_code,
+        )
+    except (OSError, ValueError) as error:
+        raise OptionError(f"the tokenizer of '{options.path}' cannot be loaded: {_first_line(error)}") from error
+    return tokenizer
+
+
+def _resolve(name: str) -> str:
+    return str(model_path()) if name == BUILTIN else name
+
+
+def _with_adapter(policy: PreTrainedModel, lora: LoraOptions) -> PeftModel:
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(policy, config)
+    except ValueError as error:
+        raise OptionError(f"model.lora.targets: {_first_line(error)}") from error
+
+
+def _disable_dropout(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

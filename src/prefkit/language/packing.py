@@ -1,0 +1,138 @@
+"""Packing: many prompts, each with several responses, in one row of tokens without padding.
+
+A group is one prompt and the responses that share it. In the row a group stands as its prompt followed by its
+responses; each response continues the prompt's positions, so that it sees the prompt and itself but not its
+siblings. The last token of a response is predicted but never read, so it is not in the row.
+
+    row        p p p p a a a b b | q q q c c
+    positions  0 1 2 3 4 5 6 4 5 | 0 1 2 3 4      responses a (4 tokens), b (3 tokens), c (3 tokens)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+TokenIds = Sequence[int]
+
+ROW_MULTIPLE = 64
+"""Rows are padded at their end to a multiple of this. Matrix kernels are built and cached for each shape that occurs,
+at a cost in time and memory: a few shapes cost little, a new one each step does not."""
+
+
+class Span(NamedTuple):
+    """A group's place in the row.
+
+    Args:
+        start: place of the first prompt token.
+        prompt: number of prompt tokens.
+        responses: number of tokens of each response that are read (one fewer than it has).
+    """
+
+    start: int
+    prompt: int
+    responses: tuple[int, ...]
+
+    @property
+    def split(self) -> int:
+        """Place of the first response token."""
+        return self.start + self.prompt
+
+    @property
+    def end(self) -> int:
+        """Place after the last token."""
+        return self.split + sum(self.responses)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the groups of a row stand. It travels through the model to every attention layer.
+
+    Args:
+        spans: the groups in their order.
+        memo: what one layer has worked out from the layout (masks) and the next ones can use again.
+    """
+
+    spans: tuple[Span, ...]
+    memo: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @classmethod
+    def of(cls, prompt_lengths: Tensor, group_sizes: Tensor, response_lengths: Tensor) -> Layout:
+        """The layout of a packed batch from its lengths (see `pack`)."""
+        lengths: Iterator[int] = iter(response_lengths.tolist())
+        spans, start = [], 0
+        for prompt, size in zip(prompt_lengths.tolist(), group_sizes.tolist(), strict=True):
+            span = Span(start, prompt, tuple(next(lengths) - 1 for _ in range(size)))
+            spans.append(span)
+            start = span.end
+        return cls(tuple(spans))
+
+    def positions(self) -> list[int]:
+        """Position of each token of the row in its own sequence, without the padding at the end."""
+        positions: list[int] = []
+        for span in self.spans:
+            positions.extend(range(span.prompt))
+            for length in span.responses:
+                positions.extend(range(span.prompt, span.prompt + length))
+        return positions
+
+    def predictors(self) -> list[int]:
+        """For each response token, the place in the row whose hidden state predicts it."""
+        places: list[int] = []
+        for span in self.spans:
+            place = span.split
+            for length in span.responses:
+                places.append(span.split - 1)
+                places.extend(range(place, place + length))
+                place += length
+        return places
+
+    def owners(self, device: torch.device) -> tuple[Int[Tensor, " tokens"], Int[Tensor, " tokens"]]:
+        """Group of each token of the row (padding not counted), and its response (-1 for prompt tokens)."""
+        groups: list[int] = []
+        responses: list[int] = []
+        count = 0
+        for group, span in enumerate(self.spans):
+            groups.extend([group] * (span.end - span.start))
+            responses.extend([-1] * span.prompt)
+            for length in span.responses:
+                responses.extend([count] * length)
+                count += 1
+        return torch.tensor(groups, device=device), torch.tensor(responses, device=device)
+
+
+def pack(groups: Sequence[tuple[TokenIds, Sequence[TokenIds]]]) -> dict[str, Tensor]:
+    """Pack groups into one row.
+
+    Args:
+        groups: prompt tokens (at least one) and the tokens of each response (at least one each).
+
+    Returns:
+        `input_ids` and `position_ids` `[1, row]`, padded to a multiple of `ROW_MULTIPLE`; `prompt_lengths` and
+        `group_sizes` `[groups]`; `response_lengths` `[responses]`; `targets` `[tokens]`, the tokens of all responses
+        one after the other.
+    """
+    row: list[int] = []
+    targets: list[int] = []
+    for prompt, responses in groups:
+        row.extend(prompt)
+        for response in responses:
+            row.extend(response[:-1])
+            targets.extend(response)
+    lengths = {
+        "prompt_lengths": torch.tensor([len(prompt) for prompt, _ in groups]),
+        "group_sizes": torch.tensor([len(responses) for _, responses in groups]),
+        "response_lengths": torch.tensor([len(response) for _, responses in groups for response in responses]),
+    }
+    padding = [0] * (-len(row) % ROW_MULTIPLE)
+    return {
+        "input_ids": torch.tensor([row + padding]),
+        "position_ids": torch.tensor([Layout.of(**lengths).positions() + padding]),
+        "targets": torch.tensor(targets),
+        **lengths,
+    }

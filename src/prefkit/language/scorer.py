@@ -1,0 +1,326 @@
+"""The language scorer: log-probabilities of responses under a causal language model.
+
+One prompt and its responses are processed once, as a group of a packed row (see `packing`). A model whose attention
+cannot be shared that way takes the plain path, one padded sequence a response, with the same numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from prefkit.comparisons import Comparison
+from prefkit.errors import OptionError, PrefkitError
+from prefkit.language import attention
+from prefkit.language.encoding import Encoder, EncodingOptions, vocabulary_size
+from prefkit.language.head import token_logps
+from prefkit.language.packing import ROW_MULTIPLE, Layout, TokenIds, pack
+from prefkit.objectives import Encoded, Inputs, ResponseScores, TokenScores
+
+logger = logging.getLogger("prefkit")
+
+Precision = Literal["fp32", "bf16"]
+
+
+class LanguageScorer(nn.Module):
+    """Scores responses by their log-probability under a causal language model.
+
+    Args:
+        policy: the model to train or to measure, with or without a LoRA adapter.
+        tokenizer: its tokenizer.
+        reference: a frozen model with the same vocabulary. Without one, the reference is the policy without its
+            adapter, or, for a policy without adapter, the policy as it was given, until it is trained.
+        encoding: how texts become tokens.
+        precision: `fp32`, or `bf16` for mixed precision (weights stay as they are, matrix products are in bfloat16).
+        shared: process a prompt once for all its responses; False takes the plain path.
+
+    Raises:
+        OptionError: the vocabularies of policy, reference and tokenizer do not fit together.
+    """
+
+    def __init__(
+        self,
+        policy: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        reference: PreTrainedModel | None = None,
+        *,
+        encoding: EncodingOptions | None = None,
+        precision: Precision = "fp32",
+        shared: bool = True,
+    ) -> None:
+        super().__init__()
+        self.policy = policy
+        # The reference is no submodule: it is not trained, sharded or saved with the policy.
+        self._reference = (reference,) if reference is not None else ()
+        self.tokenizer, self.precision = tokenizer, precision
+        self.config = policy.config
+        self.encoder = Encoder(tokenizer, getattr(self.config, "max_position_embeddings", None), encoding)
+        self._check_vocabulary(reference)
+        self._no_split_modules = getattr(_causal_lm(policy), "_no_split_modules", None)
+        self._trunks = {id(model): _Trunk(_causal_lm(model), shared) for model in (policy, *self._reference)}
+        self._untrained = self._stamp()
+
+    # -- encoding ---------------------------------------------------------------------------------------------------
+
+    def encode(self, comparison: Comparison) -> Encoded:
+        """Tokens of one comparison; see `Encoder.encode`."""
+        return self.encoder.encode(comparison)
+
+    def encoding_key(self) -> str:
+        """A digest of everything that decides the tokens."""
+        return self.encoder.key()
+
+    def collate(self, encoded: Sequence[Encoded]) -> dict[str, Tensor]:
+        """Pack encoded comparisons into one row; see `packing.pack`."""
+        groups: list[tuple[TokenIds, Sequence[TokenIds]]] = []
+        for item in encoded:
+            prompts, responses = item["prompt_ids"], item["response_ids"]
+            if len(prompts) == 1:
+                groups.append((prompts[0], responses))
+            else:
+                groups.extend((prompt, [response]) for prompt, response in zip(prompts, responses, strict=True))
+        return pack(groups)
+
+    # -- scores -----------------------------------------------------------------------------------------------------
+
+    def forward(self, inputs: Inputs) -> ResponseScores:
+        """Log-probabilities of all responses of a packed batch under the policy."""
+        return self._score(self.policy, inputs)
+
+    @torch.no_grad()
+    def reference(self, inputs: Inputs) -> ResponseScores:
+        """The same under the frozen reference.
+
+        Raises:
+            PrefkitError: the reference is the policy itself and the policy has been trained.
+        """
+        if self._reference:
+            return self._score(self._reference[0], inputs)
+        if isinstance(self.policy, PeftModel):
+            with self.policy.disable_adapter():
+                return self._score(self.policy, inputs)
+        if self._stamp() != self._untrained:
+            raise PrefkitError("the policy has been trained since it was loaded; give a reference model")
+        return self._score(self.policy, inputs)
+
+    def reference_key(self) -> str:
+        """A digest of the reference's weights and precision."""
+        digest = hashlib.sha256(self.precision.encode())
+        for name, tensor in _frozen_weights(self._reference[0] if self._reference else self.policy):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def _score(self, model: nn.Module, inputs: Inputs) -> ResponseScores:
+        trunk = self._trunks[id(model)]
+        with self._autocast():
+            logps = trunk.logps(inputs)
+        lengths = inputs["response_lengths"]
+        owner = torch.repeat_interleave(torch.arange(len(lengths), device=logps.device), lengths)
+        totals = torch.zeros(len(lengths), device=logps.device).index_add(0, owner, logps)
+        return ResponseScores(totals, lengths, tokens=TokenScores(logps, owner))
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    # -- what loops and frameworks ask of the module ----------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where the policy is."""
+        device: torch.device = next(self.policy.parameters()).device
+        return device
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether a prompt is processed once for all its responses."""
+        return self._trunks[id(self.policy)].shared
+
+    def save(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+        """Write the policy (or its adapter) and the tokenizer to a folder that `from_pretrained` loads.
+
+        Args:
+            folder: where to write.
+            state: the module's full state, where this process holds only a shard of it.
+        """
+        own = None if state is None else {name.removeprefix("policy."): tensor for name, tensor in state.items()}
+        self.policy.save_pretrained(folder, state_dict=own)
+        self.tokenizer.save_pretrained(folder)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """Compute activations again in the backward pass instead of keeping them."""
+        self.policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs or {"use_reentrant": False})
+        if isinstance(self.policy, PeftModel):
+            self.policy.enable_input_require_grads()
+
+    @property
+    def supports_gradient_checkpointing(self) -> bool:
+        """Whether the policy can do so."""
+        return bool(getattr(_causal_lm(self.policy), "supports_gradient_checkpointing", False))
+
+    def _stamp(self) -> tuple[int, ...]:
+        """Changes whenever a weight is written in place."""
+        return tuple(parameter._version for parameter in self.policy.parameters())
+
+    def _check_vocabulary(self, reference: PreTrainedModel | None) -> None:
+        size, known = self.config.vocab_size, vocabulary_size(self.tokenizer)
+        if known > size:
+            raise OptionError(f"the tokenizer has {known} tokens, the model only {size}; they do not belong together")
+        if reference is not None and reference.config.vocab_size != size:
+            raise OptionError(
+                f"policy and reference must have one vocabulary, got {size} and {reference.config.vocab_size} tokens"
+            )
+
+
+class _Trunk:
+    """A causal language model, taken apart into the layers below the output layer and that layer."""
+
+    def __init__(self, model: PreTrainedModel, share: bool) -> None:
+        self.decoder, self.head = model.get_decoder(), model.get_output_embeddings()
+        if self.head is None or self.decoder is model:
+            raise OptionError(f"{type(model).__name__} is no causal language model with an output layer")
+        config = model.config
+        self.scale = float(
+            getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+        )
+        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        self.shared = False
+        own = config._attn_implementation
+        probe = _probe(config.vocab_size, next(model.parameters()).device)
+        with torch.no_grad(), _evaluating(model):
+            expected = _own_logps(model, probe)
+            if share and _can_share(model):
+                try:
+                    model.set_attn_implementation(attention.IMPLEMENTATION)
+                    self.shared = _agree(self._shared(probe), expected, model.dtype)
+                except attention.UnsupportedAttentionError:
+                    self.shared = False
+            if not self.shared:
+                model.set_attn_implementation(own)
+                if share:
+                    logger.warning(
+                        f"{type(model).__name__} cannot share a prompt between responses: each is processed on its own"
+                    )
+                if not _agree(self._plain(probe), expected, model.dtype):
+                    raise OptionError(
+                        f"the log-probabilities of {type(model).__name__} cannot be taken from its states"
+                    )
+
+    def logps(self, inputs: Inputs) -> Tensor:
+        """Log-probabilities of the response tokens of a packed batch, `[tokens]`."""
+        return self._shared(inputs) if self.shared else self._plain(inputs)
+
+    def _shared(self, inputs: Inputs) -> Tensor:
+        layout = Layout.of(inputs["prompt_lengths"], inputs["group_sizes"], inputs["response_lengths"])
+        ids = inputs["input_ids"]
+        hidden = self.decoder(
+            input_ids=ids,
+            position_ids=inputs["position_ids"],
+            # A mask that is given as four-dimensional is taken as it is: the layout says who sees whom.
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device),
+            use_cache=False,
+            layout=layout,
+        ).last_hidden_state[0]
+        return self._head(hidden, torch.tensor(layout.predictors(), device=ids.device), inputs["targets"])
+
+    def _plain(self, inputs: Inputs) -> Tensor:
+        padded, mask, predictors = _unpacked(inputs)
+        hidden = self.decoder(input_ids=padded, attention_mask=mask, use_cache=False).last_hidden_state
+        return self._head(hidden.flatten(0, 1), predictors, inputs["targets"])
+
+    def _head(self, hidden: Tensor, predictors: Tensor, targets: Tensor) -> Tensor:
+        count = len(targets)
+        padding = (0, -count % ROW_MULTIPLE)
+        states = hidden.index_select(0, F.pad(predictors, padding))
+        return token_logps(self.head, states, F.pad(targets, padding), scale=self.scale, softcap=self.softcap)[:count]
+
+
+def _unpacked(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """One padded sequence a response: tokens and mask `[responses, longest]`, and the places that predict its
+    tokens."""
+    row, targets = inputs["input_ids"][0], inputs["targets"]
+    layout = Layout.of(inputs["prompt_lengths"], inputs["group_sizes"], inputs["response_lengths"])
+    sequences: list[Tensor] = []
+    prompts: list[int] = []
+    start = 0
+    for span in layout.spans:
+        prompt = row[span.start : span.split]
+        for read in span.responses:
+            sequences.append(torch.cat([prompt, targets[start : start + read]]))
+            prompts.append(span.prompt)
+            start += read + 1
+    padded = nn.utils.rnn.pad_sequence(sequences, batch_first=True)
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    width = padded.shape[1]
+    mask = (torch.arange(width) < lengths[:, None]).long().to(row.device)
+    places = [
+        torch.arange(index * width + prompt - 1, index * width + int(length))
+        for index, (prompt, length) in enumerate(zip(prompts, lengths, strict=True))
+    ]
+    return padded, mask, torch.cat(places).to(row.device)
+
+
+def _own_logps(model: PreTrainedModel, inputs: Inputs) -> Tensor:
+    """Log-probabilities of the response tokens by the model's own logits: what every other path has to equal."""
+    padded, mask, predictors = _unpacked(inputs)
+    logits = model(input_ids=padded, attention_mask=mask, use_cache=False).logits.flatten(0, 1)
+    logps: Tensor = logits[predictors].float().log_softmax(1).gather(1, inputs["targets"][:, None]).squeeze(1)
+    return logps
+
+
+def _probe(vocabulary: int, device: torch.device) -> dict[str, Tensor]:
+    """Two groups of random tokens, on which the paths through a model are compared before they are trusted."""
+    generator = torch.Generator().manual_seed(0)
+
+    def some(count: int) -> list[int]:
+        return torch.randint(vocabulary, (count,), generator=generator).tolist()
+
+    probe = pack([(some(5), [some(4), some(6)]), (some(3), [some(2), some(5), some(1)])])
+    return {name: tensor.to(device) for name, tensor in probe.items()}
+
+
+def _agree(measured: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+    # Half precision rounds differently along different paths; a wrong mask is off by far more than rounding.
+    tolerance = 1e-3 if dtype == torch.float32 else 5e-2
+    return bool(torch.allclose(measured, expected, rtol=tolerance, atol=tolerance))
+
+
+def _can_share(model: PreTrainedModel) -> bool:
+    kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
+    return bool(model._supports_attention_backend) and kinds <= {"full_attention", "sliding_attention"}
+
+
+def _causal_lm(model: nn.Module) -> PreTrainedModel:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def _frozen_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and weights of a model without its adapter."""
+    for name, parameter in _causal_lm(model).named_parameters():
+        if ".lora_" not in name and ".modules_to_save." not in name:
+            yield name, parameter
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+attention.register()
