@@ -1,1 +1,39 @@
 """Diagnostics: how do we know?"""
+
+from prefkit.diagnostics.accuracy import (
+    LABELS,
+    implicit_rewards,
+    kl_estimate,
+    pair_figures,
+    ranking_wins,
+    summarise,
+    wins,
+)
+from prefkit.diagnostics.evaluate import Evaluation, before_after, evaluate
+from prefkit.diagnostics.intervals import (
+    Interval,
+    bootstrap_difference,
+    bootstrap_interval,
+    mean_interval,
+    wilson_interval,
+)
+from prefkit.diagnostics.run_report import run_report
+
+__all__ = [
+    "LABELS",
+    "Evaluation",
+    "Interval",
+    "before_after",
+    "bootstrap_difference",
+    "bootstrap_interval",
+    "evaluate",
+    "implicit_rewards",
+    "kl_estimate",
+    "mean_interval",
+    "pair_figures",
+    "ranking_wins",
+    "run_report",
+    "summarise",
+    "wilson_interval",
+    "wins",
+]

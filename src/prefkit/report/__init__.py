@@ -1,1 +1,20 @@
-"""Tables, plots and HTML."""
+"""Reports: tables, plots, HTML."""
+
+from prefkit.report.card import model_card
+from prefkit.report.html import Report, Section
+from prefkit.report.plots import Curve, Plot, bars, curves, histogram, reliability, scatter
+from prefkit.report.tables import Table
+
+__all__ = [
+    "Curve",
+    "Plot",
+    "Report",
+    "Section",
+    "Table",
+    "bars",
+    "curves",
+    "histogram",
+    "model_card",
+    "reliability",
+    "scatter",
+]
