@@ -1,13 +1,18 @@
-"""The command line. Each command lives in a module of its own; this one joins them and turns user errors into
-messages."""
+"""The command line. Each command has a module of its own; this one joins them and turns user errors into messages."""
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
 from rich.console import Console
 
+from prefkit.cli.data import data
+from prefkit.cli.demo import demo
+from prefkit.cli.measure import evaluate, score
+from prefkit.cli.recipes import recipes, reproduce
+from prefkit.cli.train import train
 from prefkit.errors import PrefkitError
 
 app = typer.Typer(
@@ -17,10 +22,15 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+for command in (demo, train, evaluate, score, recipes, reproduce):
+    app.command()(command)
+app.add_typer(data, name="data")
 
 
 def main() -> None:
     """Run the command line; an error that the user can act on is printed without a traceback, with exit status 2."""
+    # Loading says enough of itself in a line; the bars of other libraries would hide ours.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
     except PrefkitError as error:

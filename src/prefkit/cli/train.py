@@ -1,0 +1,63 @@
+"""`prefkit train`: align a language model on comparisons."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from prefkit.errors import OptionError
+
+
+def train(
+    config: Annotated[Path | None, typer.Argument(help="YAML file with the options of the run.")] = None,
+    model: Annotated[str | None, typer.Option(help="Folder or hub name of the model; `builtin` ships with it.")] = None,
+    data: Annotated[str | None, typer.Option(help="File, data set folder or hub name of the comparisons.")] = None,
+    objective: Annotated[str | None, typer.Option(help="Name of the objective (default dpo).")] = None,
+    output: Annotated[str | None, typer.Option(help="The run folder.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="An option by its dotted name, such as `objective.beta=0.2`.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
+) -> None:
+    """Align a language model on comparisons.
+
+    Writes a run folder: the trained `model/`, `metrics.jsonl`, `checkpoints/`, `skipped.jsonl` and `report.html`.
+
+    Examples:
+
+        prefkit train run.yaml --set objective.beta=0.2
+
+        prefkit train --model builtin --data pairs.jsonl --objective ipo --output runs/ipo --set data.held_out=0.1
+
+        prefkit train --model M --data D --output runs/lora --set model.lora.rank=8 --set training.learning_rate=1e-5
+    """
+    from prefkit.recipes.run import read_config
+
+    if config is None and data is None:
+        raise OptionError("give a YAML file, or --data and --output")
+    given = {"model.path": model, "data.path": data, "objective.kind": objective, "output": output}
+    show_run(read_config(config, settings or (), given), resume=resume)
+
+
+def show_run(config: object, *, resume: bool = False) -> None:
+    """Run a configuration and print what came of it."""
+    from prefkit.recipes.run import RunConfig, run
+
+    assert isinstance(config, RunConfig)
+    result = run(config, resume=resume)
+    if result is None:
+        return
+    console = Console()
+    for table in result.tables():
+        console.print(table)
+    fitted = result.fit
+    console.print(
+        f"trained on {fitted.rows} comparisons in {fitted.steps} steps, {fitted.seconds:.1f} s"
+        + (f"; {fitted.skipped} set aside, see {fitted.run.folder / 'skipped.jsonl'}" if fitted.skipped else ""),
+        highlight=False,
+    )
+    console.print(f"model  {fitted.run.model}", highlight=False, soft_wrap=True)
+    console.print(f"report {result.report}", highlight=False, soft_wrap=True)

@@ -1,0 +1,294 @@
+"""A training run on language: from a configuration to an aligned model, its evaluation, a report and a model card."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, field_validator
+
+from prefkit.assets import comparisons_path
+from prefkit.comparisons import Comparison, load_comparisons, split_comparisons
+from prefkit.diagnostics import Evaluation, before_after, evaluate, run_report
+from prefkit.errors import OptionError
+from prefkit.language import BUILTIN, EncodingOptions, LanguageScorer, ModelOptions, load_scorer, sample
+from prefkit.objectives import make_objective
+from prefkit.options import Options
+from prefkit.report import Table, model_card
+from prefkit.training import FitResult, PairingOptions, Run, TrainingOptions, fit, processes
+
+
+class DataOptions(Options):
+    """Which comparisons, and how they are read; see `prefkit.comparisons.load_comparisons`."""
+
+    path: str | list[str] = Field(description="file, glob, several of them, data set folder or hub name; or `builtin`")
+    format: str | None = Field(None, description="name of the format; detected by default")
+    columns: dict[str, str] = Field({}, description="names of the columns, for files in no known format")
+    options: dict[str, Any] = Field({}, description="options of the format")
+    split: str | None = Field(None, description="split of a data set")
+    limit: int | None = Field(None, ge=1, description="read at most so many comparisons")
+    evaluation: str | list[str] | None = Field(None, description="held-out comparisons, read in the same way")
+    held_out: float = Field(0.0, ge=0, lt=1, description="share of the prompts to hold out, without `evaluation`")
+
+
+class ReportOptions(Options):
+    """What the report shows besides the curves."""
+
+    samples: int = Field(3, ge=0, description="continuations of held-out prompts, before and after")
+    max_new_tokens: int = Field(48, ge=1, description="tokens of a continuation at most")
+    temperature: float = Field(0.7, ge=0, description="of the continuations; 0 is greedy")
+
+
+class RunConfig(Options):
+    """Everything that decides a run. `run.yaml` holds it; every option but `data` and `output` has a default."""
+
+    model: ModelOptions = Field(default_factory=ModelOptions, description="the policy and its reference")
+    data: DataOptions = Field(description="the comparisons")
+    encoding: EncodingOptions = Field(default_factory=EncodingOptions, description="how texts become tokens")
+    pairing: PairingOptions = Field(default_factory=PairingOptions, description="how comparisons become pairs")
+    objective: dict[str, Any] = Field({"kind": "dpo"}, description="what is minimised: `kind` and its options")
+    training: TrainingOptions = Field(default_factory=TrainingOptions, description="how the model is trained")
+    report: ReportOptions = Field(default_factory=ReportOptions, description="what the report shows")
+    output: str = Field(description="the run folder")
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run came to.
+
+    Args:
+        fit: the training itself.
+        before: the policy on held-out comparisons, before training; None without held-out comparisons.
+        after: the same after training.
+        samples: continuations of held-out prompts, each with `prompt`, `before` and `after`.
+        report: path of the report.
+    """
+
+    fit: FitResult
+    before: Evaluation | None
+    after: Evaluation | None
+    samples: list[dict[str, str]]
+    report: Path
+
+    def tables(self) -> list[Table]:
+        """What a person wants to see at the end of a run."""
+        shown = []
+        if self.before is not None and self.after is not None:
+            shown.append(before_after(self.before, self.after))
+        if self.samples:
+            columns = ["prompt", "before", "after"]
+            rows = [[_short(each[name]) for name in columns] for each in self.samples]
+            shown.append(Table(columns, rows, "Sampled continuations"))
+        return shown
+
+
+def read_config(path: Path | None, settings: Sequence[str] = (), given: Mapping[str, Any] | None = None) -> RunConfig:
+    """The configuration of a run from a file and from single settings, the later ones first.
+
+    Args:
+        path: a YAML file, or None.
+        settings: `name.of.option=value`, the value in YAML.
+        given: dotted names and values of options that were given otherwise; None values are left out.
+
+    Raises:
+        OptionError: an option is unknown, out of range or missing.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            read = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise OptionError(f"{path}: {error.strerror}") from error
+        except yaml.YAMLError as error:
+            raise OptionError(f"{path} is no YAML: {error}") from error
+        if not isinstance(read, dict):
+            raise OptionError(f"{path} must hold a mapping of options, such as `data: {{path: pairs.jsonl}}`")
+        values = read
+    for name, value in (given or {}).items():
+        if value is not None:
+            _put(values, name, value)
+    for setting in settings:
+        name, found, value = setting.partition("=")
+        if not found:
+            raise OptionError(f"--set takes name=value, got '{setting}'")
+        _put(values, name.strip(), _scalar(value))
+    return RunConfig.parse(values)
+
+
+def run(config: RunConfig, *, resume: bool = False) -> RunResult | None:
+    """Train, evaluate and report.
+
+    Args:
+        config: what to do.
+        resume: go on with the run in the output folder.
+
+    Returns:
+        The result, in the first process; None in the others of a distributed run.
+    """
+    training, held_out = _comparisons(config.data)
+    objective = make_objective(config.objective)
+    scorer = load_scorer(config.model, config.encoding)
+    prompts = _prompts(held_out or training, config.report.samples)
+    first = processes.rank() == 0
+    before = _evaluate(scorer, held_out, config) if first and held_out is not None else None
+    texts = _sample(scorer, prompts, config.report) if first else []
+    result = fit(
+        scorer,
+        training,
+        objective,
+        output=config.output,
+        options=config.training,
+        evaluation=held_out,
+        pairing=config.pairing,
+        resume=resume,
+        config=config.model_dump(mode="json"),
+    )
+    if not first:
+        return None
+    # What is measured is what was saved. A saved adapter brings its reference along: the model below it.
+    reference = config.model.reference or (None if config.model.lora else config.model.path)
+    saved = config.model.model_copy(update={"path": str(result.run.model), "lora": None, "reference": reference})
+    del scorer
+    trained = load_scorer(saved, config.encoding)
+    after = _evaluate(trained, held_out, config, reference=True) if held_out is not None else None
+    written = _sample(trained, prompts, config.report)
+    samples = [
+        {"prompt": _shown(prompt), "before": old, "after": new}
+        for prompt, old, new in zip(prompts, texts, written, strict=True)
+    ]
+    report = _write_report(config, result, before, after, samples)
+    return RunResult(result, before, after, samples, report)
+
+
+def _comparisons(options: DataOptions) -> tuple[Iterable[Comparison], Iterable[Comparison] | None]:
+    def load(path: str | list[str]) -> Iterable[Comparison]:
+        return load_comparisons(
+            path,
+            format=options.format,
+            columns=options.columns or None,
+            options=options.options or None,
+            split=options.split,
+            limit=options.limit,
+        )
+
+    if options.evaluation is not None and options.held_out:
+        raise OptionError("data.evaluation and data.held_out exclude each other: give one")
+    if options.path == BUILTIN:
+        return load_comparisons(comparisons_path("train")), load_comparisons(comparisons_path("test"))
+    training = load(options.path)
+    if options.evaluation is not None:
+        return training, load(options.evaluation)
+    if options.held_out:
+        parts = split_comparisons(training, {"train": 1 - options.held_out, "held_out": options.held_out})
+        return parts["train"], parts["held_out"]
+    return training, None
+
+
+def _evaluate(
+    scorer: LanguageScorer, comparisons: Iterable[Comparison], config: RunConfig, reference: bool = False
+) -> Evaluation:
+    return evaluate(
+        scorer,
+        comparisons,
+        reference=reference,
+        batch_size=config.training.batch_size,
+        strategy=config.pairing.strategy,
+        min_margin=config.pairing.min_margin,
+    )
+
+
+def _prompts(comparisons: Iterable[Comparison], count: int) -> list[Any]:
+    """The first few different prompts."""
+    return list(islice(dict.fromkeys(_hashable(comparison.prompt_of(0)) for comparison in comparisons), count))
+
+
+def _hashable(prompt: Any) -> Any:
+    return prompt if isinstance(prompt, str) else _Messages(prompt)
+
+
+class _Messages(tuple[Any, ...]):
+    """Messages, compared by their text."""
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+
+def _sample(scorer: LanguageScorer, prompts: Sequence[Any], options: ReportOptions) -> list[str]:
+    return sample(scorer, prompts, max_new_tokens=options.max_new_tokens, temperature=options.temperature)
+
+
+def _shown(prompt: Any) -> str:
+    return prompt if isinstance(prompt, str) else "\n".join(f"{m['role']}: {m['content']}" for m in prompt)
+
+
+def _short(text: str, length: int = 240) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= length else "... " + text[-length:]
+
+
+def _write_report(
+    config: RunConfig,
+    result: FitResult,
+    before: Evaluation | None,
+    after: Evaluation | None,
+    samples: list[dict[str, str]],
+) -> Path:
+    folder: Run = result.run
+    report = run_report(
+        f"{config.objective['kind']} on {_name(config.data.path)}",
+        metrics=folder.metrics,
+        before=before,
+        after=after,
+        samples=samples,
+        settings=folder.config,
+        skipped=folder.skipped,
+        environment=folder.environment,
+    )
+    card = model_card(
+        folder.folder.name,
+        base_model=config.model.path,
+        objective=config.objective["kind"],
+        data={"source": _name(config.data.path), "comparisons": result.rows, "set aside": result.skipped},
+        settings=folder.config,
+        figures=[] if before is None or after is None else [before_after(before, after)],
+    )
+    (folder.model / "README.md").write_text(card, encoding="utf-8")
+    return report.write(folder.folder / "report.html")
+
+
+def _name(path: str | list[str]) -> str:
+    return path if isinstance(path, str) else ", ".join(path)
+
+
+def _put(values: dict[str, Any], name: str, value: Any) -> None:
+    """Set an option by its dotted name."""
+    *groups, last = name.split(".")
+    for group in groups:
+        inner = values.setdefault(group, {})
+        if isinstance(inner, str) and group == "objective":
+            inner = values[group] = {"kind": inner}
+        if not isinstance(inner, dict):
+            raise OptionError(f"'{name}' cannot be set: {group} is no group of options")
+        values = inner
+    values[last] = value
+
+
+def _scalar(text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise OptionError(f"'{text}' is no YAML value: {error}") from error
+    # YAML takes 1e-5, which has no point, for text.
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
