@@ -1,1 +1,21 @@
-"""Training: how a model moves, and where the next data comes from."""
+"""Training: one fit from comparisons to a model, in a run folder that survives whatever happens to it."""
+
+from prefkit.training.data import TrainingData, prepare
+from prefkit.training.fit import FitResult, fit
+from prefkit.training.options import TrainingOptions
+from prefkit.training.reference import reference_scores
+from prefkit.training.run import Run
+from prefkit.training.targets import PairingOptions
+from prefkit.training.trainer import PreferenceTrainer
+
+__all__ = [
+    "FitResult",
+    "PairingOptions",
+    "PreferenceTrainer",
+    "Run",
+    "TrainingData",
+    "TrainingOptions",
+    "fit",
+    "prepare",
+    "reference_scores",
+]
