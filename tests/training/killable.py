@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from tiny_domain import LetterScorer, comparisons
+from tests.training.tiny_domain import LetterScorer, comparisons
 
 from prefkit.objectives import make_objective
 from prefkit.training import TrainingOptions, checkpoints, fit, run, storage, trainer

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tiny_domain import LetterScorer, comparisons
+from tests.training.tiny_domain import LetterScorer, comparisons
 
 from prefkit.objectives import make_objective
 from prefkit.training import FitResult, TrainingOptions, fit
@@ -17,9 +17,11 @@ ROWS = 13
 """With batches of 4 in all, the last one has a single row: one of two processes has none."""
 
 
-def train(folder: Path, name: str, objective: str = "dpo", resume: bool = False, **options: Any) -> FitResult:
+def train(
+    folder: Path, name: str, objective: str = "dpo", resume: bool = False, precision: str = "fp32", **options: Any
+) -> FitResult:
     return fit(
-        LetterScorer(dropout=0.0),
+        LetterScorer(dropout=0.0, precision=precision),
         comparisons(ROWS),
         make_objective(objective),
         output=folder / name,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_fit import train, weights
+from tests.training.test_fit import train, weights
 
 from prefkit.errors import PrefkitError
 from prefkit.training import Run, checkpoints, storage, trainer

@@ -24,7 +24,8 @@ MOMENTS = 10
 def start() -> Iterator[Start]:
     """Runs training in a process of its own; says how it ended."""
     with subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("killable.py")],
+        [sys.executable, "-m", "tests.training.killable"],
+        cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes_worker import train
 from safetensors.torch import load_file
+from tests.training.processes_worker import train
 
 from prefkit.training import Run
 
-HERE = Path(__file__).parent
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +23,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All fits in two processes, and beside them the same in one."""
     folder = tmp_path_factory.mktemp("processes")
     started = subprocess.run(
-        [sys.executable, *TORCHRUN, HERE / "processes_worker.py", folder],
+        [sys.executable, *TORCHRUN, "tests.training.processes_worker", folder],
+        cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_domain import LetterScorer, comparisons
+from tests.training.tiny_domain import LetterScorer, comparisons
 
 from prefkit.errors import OptionError
 from prefkit.objectives import ResponseScores
@@ -22,8 +22,8 @@ def passes(
     data: TrainingData, seed: int = 0, batch_size: int = 3, tokens: bool = False, precision: str = "fp32"
 ) -> int:
     """How often the reference was asked."""
-    scorer, cache = LetterScorer(seed), data.encodings.path.parent
-    reference_scores(scorer, data, cache=cache, batch_size=batch_size, tokens=tokens, precision=precision)
+    scorer, cache = LetterScorer(seed, precision=precision), data.encodings.path.parent
+    reference_scores(scorer, data, cache=cache, batch_size=batch_size, tokens=tokens)
     return scorer.reference_passes
 
 

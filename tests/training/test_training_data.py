@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_domain import LetterScorer, comparisons
+from tests.training.tiny_domain import LetterScorer, comparisons
 
 from prefkit.comparisons import Comparison, Label, Probability, Ranking, Ratings, load_comparisons
 from prefkit.errors import OptionError, PrefkitError

@@ -36,7 +36,7 @@ class LetterScorer(nn.Module):
 
     _no_split_modules = ("Layer",)
 
-    def __init__(self, seed: int = 0, dropout: float = 0.1, longest: int = 64) -> None:
+    def __init__(self, seed: int = 0, dropout: float = 0.1, longest: int = 64, precision: str = "fp32") -> None:
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -44,7 +44,7 @@ class LetterScorer(nn.Module):
             self.layers = nn.ModuleList([Layer(dropout), Layer(dropout)])
             self.head = nn.Linear(WIDTH, 128, bias=False)
         self.head.weight = self.embed.weight
-        self.longest = longest
+        self.longest, self.precision = longest, precision
         self.reference_passes = self.encoded = 0
         self._frozen = (copy.deepcopy(self.layers), copy.deepcopy(self.embed))
 
@@ -84,11 +84,12 @@ class LetterScorer(nn.Module):
 
     def _score(self, inputs: Mapping[str, Tensor], layers: nn.ModuleList, embed: nn.Embedding) -> ResponseScores:
         ids, mask = inputs["ids"], inputs["mask"]
-        x = embed(ids)
-        for layer in layers:
-            x = layer(x)
-        logits = self.head(x) if layers is self.layers else x @ embed.weight.T
-        logps = logits[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None]).squeeze(2)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
+            x = embed(ids)
+            for layer in layers:
+                x = layer(x)
+            logits = self.head(x) if layers is self.layers else x @ embed.weight.T
+        logps = logits[:, :-1].float().log_softmax(-1).gather(2, ids[:, 1:, None]).squeeze(2)
         read = mask[:, 1:]
         tokens = TokenScores(logps[read], read.nonzero()[:, 0])
         return ResponseScores((logps * read).sum(1), mask.sum(1), tokens=tokens)
@@ -97,7 +98,7 @@ class LetterScorer(nn.Module):
         return f"letters {self.longest}"
 
     def reference_key(self) -> str:
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(self.precision.encode())
         for module in self._frozen:
             for tensor in module.state_dict().values():
                 digest.update(tensor.numpy().tobytes())

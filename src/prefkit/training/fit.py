@@ -121,7 +121,6 @@ def fit(
                 cache=folder,
                 batch_size=options.batch_size,
                 tokens="tokens" in objective.needs,
-                precision=options.precision,
                 progress=options.progress,
             )
         return data
@@ -143,7 +142,6 @@ def fit(
             data,
             evaluation=held_out,
             metrics=run.folder / "metrics.jsonl",
-            precision=options.precision,
             keep_checkpoints=options.keep_checkpoints,
             shuffle=options.shuffle,
             shown=shown,

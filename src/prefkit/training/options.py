@@ -21,7 +21,6 @@ _OWN = {
     "weight_decay": "weight_decay",
     "max_grad_norm": "max_grad_norm",
     "optim": "optimizer",
-    "bf16": "precision",
     "gradient_checkpointing": "gradient_checkpointing",
     "activation_checkpointing": "gradient_checkpointing",
     "seed": "seed",
@@ -46,7 +45,7 @@ _REFUSED = """
     prediction_loss_only eval_do_concat_batches eval_use_gather_object eval_accumulation_steps load_best_model_at_end
     metric_for_best_model greater_is_better save_only_model enable_jit_checkpoint ignore_data_skip
     restore_callback_states_from_checkpoint resume_from_checkpoint do_train do_eval do_predict push_to_hub hub_token
-    hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision fp16 fp16_full_eval bf16_full_eval
+    hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision bf16 fp16 fp16_full_eval bf16_full_eval
     activation_checkpointing_kwargs gradient_checkpointing_kwargs use_cache local_rank dataloader_pin_memory
     dataloader_persistent_workers dataloader_prefetch_factor dataloader_multiprocessing_context dataloader_in_order
     save_on_each_node parallelism_config deepspeed
@@ -72,7 +71,6 @@ class TrainingOptions(Options):
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
     max_grad_norm: float = Field(1.0, ge=0, description="gradients are scaled down to this norm; 0 leaves them")
     optimizer: str = Field("adamw_torch_fused", description="optimizer, by transformers' name")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 is mixed precision: weights stay as they are")
     gradient_checkpointing: bool = Field(False, description="compute activations again instead of keeping them")
     shuffle: bool = Field(True, description="a new order in each epoch; False keeps the order of the data")
     seed: int = Field(0, ge=0, description="fixes the order of the data and dropout")

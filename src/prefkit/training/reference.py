@@ -35,7 +35,6 @@ def reference_scores(
     cache: Path,
     batch_size: int,
     tokens: bool = False,
-    precision: str = "fp32",
     progress: bool = False,
 ) -> Rows:
     """The reference's log-probabilities of all responses of the data, in nats.
@@ -48,7 +47,6 @@ def reference_scores(
         cache: where the scores are kept.
         batch_size: comparisons a forward pass.
         tokens: keep those of single tokens too.
-        precision: `bf16` for mixed precision, as in training.
         progress: show a progress bar.
 
     Returns:
@@ -58,7 +56,7 @@ def reference_scores(
     Raises:
         OptionError: tokens are asked for and the scorer has none.
     """
-    name = digest("reference", data.key, scorer.reference_key(), precision, str(tokens))[:32]
+    name = digest("reference", data.key, scorer.reference_key(), str(tokens))[:32]
     path = cache / f"reference-{name}.arrow"
     known = processes.in_first(lambda: (sealed(path, "the reference's scores") or {}).get("rows") == len(data))
     if not known:
@@ -66,7 +64,7 @@ def reference_scores(
         attempt = processes.in_first(lambda: unfinished(path))
         part = _part(attempt, processes.rank())
         with RowWriter(part, _SCHEMA) as writer:
-            for row in _own_scores(scorer, data, batch_size, tokens, precision, progress):
+            for row in _own_scores(scorer, data, batch_size, tokens, progress):
                 writer.append(row)
         processes.wait()
         processes.in_first(lambda: _join(path, attempt, len(data), batch_size))
@@ -75,11 +73,11 @@ def reference_scores(
 
 
 def _own_scores(
-    scorer: Scorer, data: TrainingData, batch_size: int, tokens: bool, precision: str, progress: bool
+    scorer: Scorer, data: TrainingData, batch_size: int, tokens: bool, progress: bool
 ) -> Iterator[dict[str, Any]]:
     """The scores of every batch whose turn is this process's."""
     starts = range(processes.rank() * batch_size, len(data), processes.count() * batch_size)
-    with _frozen(scorer, precision):
+    with _frozen(scorer):
         for start in counting(starts, "reference", len(starts), progress):
             rows = [data[row] for row in range(start, min(start + batch_size, len(data)))]
             responses = [row["entries"]["responses"] for row in rows]
@@ -96,19 +94,14 @@ def _own_scores(
                 yield {"logps": list(islice(logps, count)), "tokens": list(islice(single, read)) if tokens else None}
 
 
-def mixed(device: torch.device, precision: str) -> torch.autocast:
-    """Mixed precision where `precision` is `bf16`: the same for the reference and in training."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
 @contextlib.contextmanager
-def _frozen(scorer: Scorer, precision: str) -> Iterator[None]:
-    """No gradients, no dropout, and the precision of training."""
+def _frozen(scorer: Scorer) -> Iterator[None]:
+    """No gradients, no dropout."""
     module = scorer if isinstance(scorer, nn.Module) else nn.Module()
     training = module.training
     module.eval()
     try:
-        with torch.no_grad(), mixed(scorer.device, precision):
+        with torch.no_grad():
             yield
     finally:
         module.train(training)

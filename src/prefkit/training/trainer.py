@@ -38,7 +38,6 @@ from prefkit.training import checkpoints, processes
 from prefkit.training.data import Batch, Batches, TrainingData
 from prefkit.training.metrics import Meter, measure
 from prefkit.training.progress import bar
-from prefkit.training.reference import mixed
 from prefkit.training.storage import explaining
 
 _WEIGHTS, _STATE, _OPTIMIZER = "model.safetensors", "state.safetensors", "optimizer.pt"
@@ -55,7 +54,6 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is untyp
         data: what to train on.
         evaluation: what to evaluate on.
         metrics: file to which metrics are appended, one JSON object a line.
-        precision: `bf16` for mixed precision.
         keep_checkpoints: older ones are deleted.
         shuffle: take the rows in a new order in each epoch.
         shown: a progress bar to move.
@@ -73,7 +71,6 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is untyp
         *,
         evaluation: TrainingData | None = None,
         metrics: Path,
-        precision: str = "fp32",
         keep_checkpoints: int = 2,
         shuffle: bool = True,
         shown: Progress | None = None,
@@ -81,7 +78,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is untyp
         self.scorer, self.objective, self.data, self.evaluation = scorer, objective, data, evaluation
         self.meter, self.metrics = Meter(), metrics
         self.batches = Batches(len(data), arguments.per_device_train_batch_size, arguments.seed if shuffle else None)
-        self.precision, self.keep_checkpoints = precision, keep_checkpoints
+        self.keep_checkpoints = keep_checkpoints
         self._update: list[tuple[Tensor, Tensor]] = []
         self._window: Tensor | None = None
         course = _Course(self, shown or bar(False))
@@ -162,9 +159,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is untyp
         return loss
 
     def _losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        # Not by accelerate: FSDP2's own policy rounds other things than the reference's scores were made with.
-        with mixed(self.args.device, self.precision):
-            scores = _with_reference(model(batch["inputs"]), batch)
+        scores = _with_reference(model(batch["inputs"]), batch)
         view = batch["targets"].to(scores.policy_logps.device).view(scores)
         losses = self.objective(view)
         return losses, measure(view, losses, self.objective.rewards(view))
