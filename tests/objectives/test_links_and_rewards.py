@@ -1,6 +1,5 @@
 import math
 from decimal import Decimal, getcontext
-from statistics import NormalDist
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ BY_HAND = {
     "logistic": lambda h, beta: math.log1p(math.exp(-beta * h)),
     "hinge": lambda h, beta: max(0.0, 1 - beta * h),
     "squared": lambda h, beta: (h - 0.5 / beta) ** 2,
-    "probit": lambda h, beta: -math.log(NormalDist().cdf(beta * h)),
+    "probit": lambda h, beta: -math.log(math.erfc(-beta * h / math.sqrt(2)) / 2),
     "weighted_logistic": lambda h, beta: beta * math.log1p(math.exp(-h)),
 }
 
@@ -29,8 +28,6 @@ def test_every_link_has_a_second_implementation() -> None:
 @pytest.mark.parametrize("name", LINKS)
 @given(margin=st.floats(-20, 20), beta=st.floats(0.01, 1.5))
 def test_link_agrees_with_arithmetic_by_hand(name: str, margin: float, beta: float) -> None:
-    if name == "probit" and beta * margin < -7:  # the distribution function by hand loses its digits there
-        return
     value = LINKS[name].function(torch.tensor([margin], dtype=torch.float64), beta=beta)
     assert value.item() == pytest.approx(BY_HAND[name](margin, beta), rel=1e-8, abs=1e-10)
 

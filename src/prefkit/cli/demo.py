@@ -16,8 +16,8 @@ SETTINGS = {
     "data.path": "builtin",
     "objective.kind": "dpo",
     "objective.beta": 0.1,
-    "training.learning_rate": 5e-4,
-    "training.epochs": 2,
+    "training.learning_rate": 1e-3,
+    "training.epochs": 3,
     "training.batch_size": 16,
 }
 """Options of the demo; the page on the built-in model says how they were chosen."""

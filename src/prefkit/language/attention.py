@@ -82,11 +82,13 @@ def _by_groups(
 ) -> Tensor:
     """Two or more dense kernels a group: the prompt, then its responses together, or one by one when they are long."""
     parts: list[Tensor] = []
+    padding = query.shape[2] - layout.spans[-1].end
+    sizes = [*(span.end - span.start for span in layout.spans), padding]
 
-    def attend(q: slice, keys: Tensor, values: Tensor, mask: Tensor | None) -> None:
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
         parts.append(
             F.scaled_dot_product_attention(
-                query[:, :, q], keys, values, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
+                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
             )
         )
 
@@ -99,24 +101,22 @@ def _by_groups(
         found: Tensor = layout.memo[memo]
         return found
 
-    for span in layout.spans:
-        prompt, whole = slice(span.start, span.split), slice(span.start, span.end)
+    # One split of the row, not a slice a group: the gradient of a slice is as long as what it was cut from.
+    groups = zip(*(torch.split(tensor, sizes, dim=2)[:-1] for tensor in (query, key, value)), strict=True)
+    for span, (q, k, v) in zip(layout.spans, groups, strict=True):
+        long = max(span.responses) >= _LONG_RESPONSE
+        lengths = [span.prompt, *(span.responses if long else [sum(span.responses)])]
+        own_q, own_k, own_v = (torch.split(tensor, lengths, dim=2) for tensor in (q, k, v))
         windowed = window is not None and window < span.prompt
-        attend(prompt, key[:, :, prompt], value[:, :, prompt], mask(span, ()) if windowed else None)
-        if span.end == span.split:
+        attend(own_q[0], own_k[0], own_v[0], mask(span, ()) if windowed else None)
+        if not long:
+            if span.end > span.split:
+                attend(own_q[1], k, v, mask(span, span.responses))
             continue
-        if max(span.responses) < _LONG_RESPONSE:
-            attend(slice(span.split, span.end), key[:, :, whole], value[:, :, whole], mask(span, span.responses))
-            continue
-        start = span.split
-        for length in span.responses:
-            own = slice(start, start + length)
+        for length, rq, rk, rv in zip(span.responses, own_q[1:], own_k[1:], own_v[1:], strict=True):
             if length:
-                keys = torch.cat([key[:, :, prompt], key[:, :, own]], dim=2)
-                values = torch.cat([value[:, :, prompt], value[:, :, own]], dim=2)
-                attend(own, keys, values, mask(span, (length,)))
-            start += length
-    padding = query.shape[2] - layout.spans[-1].end
+                keys, values = torch.cat([own_k[0], rk], dim=2), torch.cat([own_v[0], rv], dim=2)
+                attend(rq, keys, values, mask(span, (length,)))
     parts.append(query.new_zeros(*query.shape[:2], padding, value.shape[3]))
     return torch.cat(parts, dim=2)
 

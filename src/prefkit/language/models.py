@@ -75,8 +75,8 @@ def load_scorer(options: ModelOptions | str, encoding: EncodingOptions | None = 
     """
     if isinstance(options, str):
         options = ModelOptions(path=options)
-    tokenizer = _tokenizer(options)
     policy = _load(options.path, options)
+    tokenizer = _tokenizer(options)
     if not options.dropout:
         _disable_dropout(policy)
     if options.lora is not None:

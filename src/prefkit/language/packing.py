@@ -20,7 +20,7 @@ from torch import Tensor
 
 TokenIds = Sequence[int]
 
-ROW_MULTIPLE = 64
+ROW_MULTIPLE = 128
 """Rows are padded at their end to a multiple of this. Matrix kernels are built and cached for each shape that occurs,
 at a cost in time and memory: a few shapes cost little, a new one each step does not."""
 

@@ -30,6 +30,7 @@ from prefkit.objectives import Encoded, Inputs, ResponseScores, TokenScores
 logger = logging.getLogger("prefkit")
 
 Precision = Literal["fp32", "bf16"]
+"""Numbers in which matrix products are computed: as the weights are stored, or in bfloat16 (mixed precision)."""
 
 
 class LanguageScorer(nn.Module):

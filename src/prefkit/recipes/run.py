@@ -58,7 +58,9 @@ class RunConfig(Options):
     @field_validator("objective", mode="before")
     @classmethod
     def _named(cls, value: Any) -> Any:
-        return {"kind": value} if isinstance(value, str) else value
+        if isinstance(value, str):
+            return {"kind": value}
+        return {"kind": "dpo", **value} if isinstance(value, dict) else value
 
 
 @dataclass(frozen=True)
@@ -230,7 +232,7 @@ def _shown(prompt: Any) -> str:
     return prompt if isinstance(prompt, str) else "\n".join(f"{m['role']}: {m['content']}" for m in prompt)
 
 
-def _short(text: str, length: int = 240) -> str:
+def _short(text: str, length: int = 160) -> str:
     text = " ".join(text.split())
     return text if len(text) <= length else "... " + text[-length:]
 

@@ -176,7 +176,7 @@ def _arguments(options: TrainingOptions, run: Run, evaluate: bool) -> TrainingAr
     """The Trainer's own arguments. Creating them joins the processes of the run."""
 
     def every(steps: int | None) -> tuple[str, int]:
-        return ("epoch", 1) if steps is None else ("steps", steps)
+        return ("epoch", 1) if steps is None else ("no", 1) if steps == 0 else ("steps", steps)
 
     save, evaluation = every(options.save_every), every(options.eval_every)
     further = dict(options.trainer)

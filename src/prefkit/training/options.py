@@ -75,7 +75,7 @@ class TrainingOptions(Options):
     shuffle: bool = Field(True, description="a new order in each epoch; False keeps the order of the data")
     seed: int = Field(0, ge=0, description="fixes the order of the data and dropout")
     log_every: int = Field(10, ge=1, description="updates between two lines of metrics")
-    save_every: int | None = Field(None, ge=1, description="updates between two checkpoints; None: each epoch")
+    save_every: int | None = Field(None, ge=0, description="updates between two checkpoints; None: each epoch; 0: none")
     keep_checkpoints: int = Field(2, ge=1, description="older checkpoints are deleted")
     eval_every: int | None = Field(None, ge=1, description="updates between two evaluations; None: each epoch")
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field((), description="where metrics also go")

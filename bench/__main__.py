@@ -1,0 +1,177 @@
+"""Throughput and memory of preference training against TRL's DPOTrainer: `make bench`.
+
+Programs run alternately, each in a process of its own; what is reported is the median of the ratios of paired runs,
+of training time only. The peer is installed into an environment of its own, beside the packages of this one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import venv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from bench.profile import profile
+from prefkit.report import Table
+
+HERE = Path(__file__).parent
+OUT = HERE / "out"
+YARDSTICK = HERE.parents[1] / "shared" / "bench"
+PEER = "trl==1.16.0"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table: a workload, how it is trained, what it is compared with, and the target."""
+
+    name: str
+    workload: str
+    options: tuple[str, ...]
+    against: str
+    speed: float
+    memory: float | None = None
+
+
+CASES = (
+    Case("small, bf16", "small", ("--bf16",), "peer", 5.0, 0.65),
+    Case("small, fp32", "small", (), "peer", 4.0),
+    Case("medium, bf16", "medium", ("--bf16",), "peer", 2.0, 0.55),
+    Case("small, 8 responses, fp32", "eight", ("--objective", "plackett_luce"), "unshared", 3.0),
+)
+WORKLOADS = {
+    "small": "",
+    "medium": "--hidden 512 --layers 8 --vocab 32000 --prompt 100 200 --response 150 300 --pairs 16",
+    "eight": "--responses 8 --pairs 32",
+}
+"""Options of the script that makes the workloads."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3, help="paired runs of each case")
+    parser.add_argument(
+        "--yardstick", type=Path, default=HERE.parents[1] / "shared" / "bench", help="the peer's scripts"
+    )
+    parser.add_argument("--only", help="cases whose name contains this")
+    parser.add_argument("--no-profile", action="store_true")
+    args = parser.parse_args()
+    if not (args.yardstick / "trl_dpo.py").is_file():
+        sys.exit(f"{args.yardstick} holds no trl_dpo.py: give the folder of the peer's scripts with --yardstick")
+
+    console, results = Console(), []
+    peer = _peer()
+    for case in CASES:
+        if args.only and args.only not in case.name:
+            continue
+        folder = _workload(case.workload, args.yardstick)
+        ours, theirs = [], []
+        for number in range(args.repeats):
+            console.print(f"{case.name}: run {number + 1} of {args.repeats}", style="dim")
+            ours.append(_run([sys.executable, "-m", "bench.ours", folder, *case.options]))
+            if case.against == "peer":
+                command = [peer, args.yardstick / "trl_dpo.py", folder, "--precompute", *case.options]
+            else:
+                command = [sys.executable, "-m", "bench.ours", folder, *case.options, "--unshared"]
+            theirs.append(_run(command))
+        results.append(_result(case, ours, theirs))
+    OUT.mkdir(exist_ok=True)
+    (OUT / "results.json").write_text(json.dumps(results, indent=1))
+    console.print(_table(results))
+    for result in results:
+        console.print(
+            f"{result['case']}: losses {_losses(result['losses'])} against {_losses(result['other losses'])}; "
+            f"largest difference {result['loss difference']:.1e}",
+            highlight=False,
+        )
+    if not args.no_profile:
+        for name, bf16 in (("small", True), ("small", False), ("medium", True)):
+            console.print(profile(_workload(name, args.yardstick), bf16=bf16))
+
+
+def _result(case: Case, ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> dict[str, Any]:
+    speeds = [a["pairs_per_s"] / b["pairs_per_s"] for a, b in zip(ours, theirs, strict=True)]
+    memories = [a["peak_rss_mb"] / b["peak_rss_mb"] for a, b in zip(ours, theirs, strict=True)]
+    losses, other = ours[0]["losses"], theirs[0]["losses"]
+    return {
+        "case": case.name,
+        "against": case.against,
+        "pairs/s": statistics.median(run["pairs_per_s"] for run in ours),
+        "other pairs/s": statistics.median(run["pairs_per_s"] for run in theirs),
+        "speed": statistics.median(speeds),
+        "speeds": speeds,
+        "speed target": case.speed,
+        "memory": statistics.median(memories),
+        "peak MB": statistics.median(run["peak_rss_mb"] for run in ours),
+        "memory target": case.memory,
+        "losses": losses,
+        "other losses": other,
+        "loss difference": max(abs(a - b) for a, b in zip(losses, other, strict=True)),
+    }
+
+
+def _table(results: list[dict[str, Any]]) -> Table:
+    columns = ["case", "against", "comparisons/s", "other", "speed", "range", "target", "memory", "target", "met"]
+    rows = []
+    for r in results:
+        met = r["speed"] >= r["speed target"] and (r["memory target"] is None or r["memory"] <= r["memory target"])
+        spread = f"{min(r['speeds']):.2f}-{max(r['speeds']):.2f}"
+        bound = "" if r["memory target"] is None else f"<= {r['memory target']}x"
+        rows.append(
+            [
+                *(r["case"], r["against"], round(r["pairs/s"], 2), round(r["other pairs/s"], 2)),
+                *(f"{r['speed']:.2f}x", spread, f">= {r['speed target']}x", f"{r['memory']:.2f}x", bound),
+                "yes" if met else "no",
+            ]
+        )
+    return Table(columns, rows, "Training, medians of paired runs")
+
+
+def _losses(losses: list[float]) -> str:
+    return " ".join(f"{loss:.5f}" for loss in losses)
+
+
+def _peer() -> Path:
+    """The interpreter of an environment that holds the peer and sees the packages of this one."""
+    folder = HERE.parent / ".venv-bench"
+    python = folder / "bin" / "python"
+    if not (folder / "ready").exists():
+        venv.create(folder, with_pip=True, clear=True)
+        (site,) = folder.glob("lib/python*/site-packages")
+        (site / "beside.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", PEER], check=True)
+        (folder / "ready").touch()
+    return python
+
+
+def _workload(name: str, yardstick: Path) -> Path:
+    folder = OUT / name
+    if not (folder / "pairs.jsonl").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, yardstick / "make_workload.py", folder, *WORKLOADS[name].split()]
+        subprocess.run(command, check=True, capture_output=True)
+    return folder
+
+
+def _run(command: list[Any]) -> dict[str, Any]:
+    """Run a program and read its last line. Caches are new for each run: the peer's ignores the precision."""
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": cache, "PREFKIT_CACHE": cache}
+        done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, cwd=HERE.parent)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(map(str, command))} failed:\n{done.stderr[-4000:]}")
+    result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Who sees whom in a packed row: the masks against a definition by brute force, and the kernels of a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_mask
+
+from prefkit.language import LanguageScorer, Layout, pack
+from prefkit.language.attention import IMPLEMENTATION, _mask, block_mask, packed_attention
+from tests.language.models import SHARED, build, words
+from tests.language.test_scorer import some_groups
+
+LAYOUT = Layout.of(torch.tensor([3, 2]), torch.tensor([2, 1]), torch.tensor([3, 2, 4]))
+ROW = 12
+"""Two groups in a row with one place of padding: 3 prompt tokens with responses of 2 and 1, 2 with one of 3."""
+TOKENS = [*[("p", 0)] * 3, *[("a", 0)] * 2, ("b", 0), *[("p", 1)] * 2, *[("c", 1)] * 3]
+POSITIONS = [0, 1, 2, 3, 4, 3, 0, 1, 2, 3, 4]
+
+
+def by_definition(window: int | None) -> Tensor:
+    """A token sees an earlier or equal position of its own prompt or its own response, within the window."""
+    seen = torch.zeros(len(TOKENS), len(TOKENS), dtype=torch.bool)
+    for q, (part, group) in enumerate(TOKENS):
+        for k, (other, other_group) in enumerate(TOKENS):
+            distance = POSITIONS[q] - POSITIONS[k]
+            related = group == other_group and other in ("p", part)
+            seen[q, k] = related and distance >= 0 and (window is None or distance < window)
+    return seen
+
+
+def test_positions_continue_the_prompt() -> None:
+    assert LAYOUT.positions() == POSITIONS
+    assert LAYOUT.predictors() == [2, 3, 4, 2, 5, 7, 8, 9, 10]
+
+
+@pytest.mark.parametrize("window", [None, 1, 2, 3, 4])
+def test_masks_of_groups(window: int | None) -> None:
+    expected = by_definition(window)
+    device = torch.device("cpu")
+    assert torch.equal(_mask(3, (2, 1), window, device), expected[3:6, :6])
+    assert torch.equal(_mask(3, (), window, device), expected[:3, :3])
+    assert torch.equal(_mask(2, (3,), window, device), expected[8:, 6:])
+
+
+@pytest.mark.parametrize("window", [None, 1, 3])
+def test_block_mask_of_a_row(window: int | None) -> None:
+    blocks = block_mask(LAYOUT, ROW, window, torch.device("cpu"))
+    dense = create_mask(blocks.mask_mod, 1, 1, ROW, ROW, device="cpu")[0, 0]
+    assert torch.equal(dense[:11, :11], by_definition(window))
+    assert not dense[:11, 11:].any()
+    assert dense[11, 11]
+
+
+@pytest.mark.parametrize("lengths", [(5, 3), (150, 130)], ids=["together", "one by one"])
+def test_long_and_short_responses_take_different_kernels_with_one_result(lengths: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    layout = Layout.of(torch.tensor([7]), torch.tensor([2]), torch.tensor([length + 1 for length in lengths]))
+    row = 7 + sum(lengths)
+    query, key, value = (torch.randn(1, 2, row, 16, generator=generator) for _ in range(3))
+    module = torch.nn.Module()
+    mixed, _ = packed_attention(module, query, key, value, None, layout=layout, scaling=0.3)
+    seen = torch.zeros(row, row, dtype=torch.bool)
+    seen[:7, :7] = torch.ones(7, 7).tril().bool()
+    seen[7:] = _mask(7, lengths, None, torch.device("cpu"))
+    scores = (query @ key.transpose(2, 3) * 0.3).masked_fill(~seen, float("-inf"))
+    torch.testing.assert_close(mixed, (scores.softmax(-1) @ value).transpose(1, 2), rtol=1e-4, atol=1e-5)
+
+
+def test_implementation_is_known_to_transformers() -> None:
+    scorer = LanguageScorer(build("llama"), words())
+    assert scorer.config._attn_implementation == IMPLEMENTATION
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("style", ["llama", "qwen3", "gpt2", "gemma3", "mistral"])
+def test_the_gpu_gives_the_same_numbers(style: str) -> None:
+    assert style in SHARED
+    inputs = pack(some_groups())
+    slow = LanguageScorer(build(style), words())
+    fast = LanguageScorer(build(style).cuda(), words())
+    expected, measured = slow(inputs), fast({name: tensor.cuda() for name, tensor in inputs.items()})
+    torch.testing.assert_close(measured.policy_logps.cpu(), expected.policy_logps, rtol=1e-3, atol=1e-2)
+    expected.policy_logps.sum().backward()
+    measured.policy_logps.sum().backward()
+    for (name, ours), theirs in zip(fast.named_parameters(), slow.parameters(), strict=True):
+        if theirs.grad is not None:
+            assert ours.grad is not None, name
+            torch.testing.assert_close(ours.grad.cpu(), theirs.grad, rtol=1e-2, atol=1e-2)

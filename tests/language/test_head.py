@@ -1,0 +1,87 @@
+"""Chunked log-probabilities and their gradients against the whole logits and autograd."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from prefkit.language import head, token_logps
+
+TOKENS, WIDTH, VOCABULARY = 37, 8, 50
+
+
+def whole(layer: nn.Module, hidden: Tensor, targets: Tensor, scale: float, softcap: float | None) -> Tensor:
+    logits = layer(hidden) * scale
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    return logits.log_softmax(1).gather(1, targets[:, None]).squeeze(1)
+
+
+class Wrapped(nn.Module):
+    """An output layer that is more than a matrix."""
+
+    def __init__(self, inner: nn.Linear) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
+@pytest.mark.parametrize(
+    ("bias", "scale", "softcap", "wrapped"), list(product([False, True], [1.0, 0.5], [None, 2.0], [False, True]))
+)
+@pytest.mark.parametrize("chunk", [1, 5, 64])
+def test_values_and_gradients(
+    bias: bool, scale: float, softcap: float | None, wrapped: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "_CHUNK_TOKENS", chunk)
+    torch.manual_seed(0)
+    layer: nn.Module = nn.Linear(WIDTH, VOCABULARY, bias=bias)
+    layer = Wrapped(layer) if wrapped else layer  # type: ignore[arg-type]
+    targets, weights = torch.randint(VOCABULARY, (TOKENS,)), torch.randn(TOKENS)
+    found = []
+    for function in (token_logps, whole):
+        hidden = (3 * torch.randn(TOKENS, WIDTH, generator=torch.Generator().manual_seed(1))).requires_grad_()
+        layer.zero_grad()
+        logps = (
+            token_logps(layer, hidden, targets, scale=scale, softcap=softcap)
+            if function is token_logps
+            else whole(layer, hidden, targets, scale, softcap)
+        )
+        (logps * weights).sum().backward()
+        found.append([logps.detach(), hidden.grad, *(p.grad.clone() for p in layer.parameters() if p.grad is not None)])
+    assert len(found[0]) == len(found[1]) == 3 + bias
+    for measured, expected in zip(*found, strict=True):
+        torch.testing.assert_close(measured, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_never_all_logits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the forward nor the backward pass makes a matrix of all tokens by the vocabulary."""
+    monkeypatch.setattr(head, "_CHUNK_TOKENS", 16)
+    sizes = []
+    inner = head._logits
+    monkeypatch.setattr(head, "_logits", lambda *args: sizes.append(len(args[0])) or inner(*args))
+    layer, hidden = nn.Linear(WIDTH, VOCABULARY), torch.randn(TOKENS, WIDTH, requires_grad=True)
+    token_logps(layer, hidden, torch.zeros(TOKENS, dtype=torch.long)).sum().backward()
+    assert sizes == [16, 16, 5] * 2
+
+
+def test_frozen_output_layer_gets_no_gradient() -> None:
+    layer = nn.Linear(WIDTH, VOCABULARY).requires_grad_(False)
+    hidden = torch.randn(TOKENS, WIDTH, requires_grad=True)
+    token_logps(layer, hidden, torch.zeros(TOKENS, dtype=torch.long)).sum().backward()
+    assert layer.weight.grad is None
+    assert hidden.grad is not None
+
+
+def test_extreme_states_stay_finite() -> None:
+    layer, hidden = nn.Linear(WIDTH, VOCABULARY), 1e4 * torch.randn(TOKENS, WIDTH)
+    hidden.requires_grad_()
+    logps = token_logps(layer, hidden, torch.zeros(TOKENS, dtype=torch.long))
+    logps.sum().backward()
+    assert torch.isfinite(logps).all()
+    assert torch.isfinite(hidden.grad).all()
