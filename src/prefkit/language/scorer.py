@@ -245,7 +245,9 @@ class _Trunk:
         count = len(targets)
         padding = (0, -count % ROW_MULTIPLE)
         states = hidden.index_select(0, F.pad(predictors, padding))
-        return token_logps(self.head, states, F.pad(targets, padding), scale=self.scale, softcap=self.softcap)[:count]
+        logps = token_logps(self.head, states, F.pad(targets, padding), scale=self.scale, softcap=self.softcap)
+        # A copy: FSDP2 hooks what a forward pass returns, and cannot hook a view.
+        return logps[:count].clone()
 
 
 def _unpacked(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
