@@ -29,7 +29,7 @@ def pairs(tmp_path: Path) -> Path:
     return path
 
 
-def prefkit(*arguments: object, monkeypatch: pytest.MonkeyPatch | None = None) -> Any:
+def prefkit(*arguments: object) -> Any:
     return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
 
 

@@ -40,18 +40,14 @@ def test_values_and_gradients(
 ) -> None:
     monkeypatch.setattr(head, "_CHUNK_TOKENS", chunk)
     torch.manual_seed(0)
-    layer: nn.Module = nn.Linear(WIDTH, VOCABULARY, bias=bias)
-    layer = Wrapped(layer) if wrapped else layer  # type: ignore[arg-type]
+    linear = nn.Linear(WIDTH, VOCABULARY, bias=bias)
+    layer = Wrapped(linear) if wrapped else linear
     targets, weights = torch.randint(VOCABULARY, (TOKENS,)), torch.randn(TOKENS)
     found = []
     for function in (token_logps, whole):
         hidden = (3 * torch.randn(TOKENS, WIDTH, generator=torch.Generator().manual_seed(1))).requires_grad_()
         layer.zero_grad()
-        logps = (
-            token_logps(layer, hidden, targets, scale=scale, softcap=softcap)
-            if function is token_logps
-            else whole(layer, hidden, targets, scale, softcap)
-        )
+        logps = function(layer, hidden, targets, scale=scale, softcap=softcap)
         (logps * weights).sum().backward()
         found.append([logps.detach(), hidden.grad, *(p.grad.clone() for p in layer.parameters() if p.grad is not None)])
     assert len(found[0]) == len(found[1]) == 3 + bias

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +15,7 @@ from rich.progress import Progress
 from prefkit.errors import RecordError
 
 if TYPE_CHECKING:
-    from prefkit.comparisons import Comparison
+    from prefkit.comparisons import Comparison, Comparisons
     from prefkit.language import LanguageScorer
 
 Model = Annotated[str, typer.Argument(help="Folder or hub name of the model or adapter; `builtin` ships with it.")]
@@ -58,8 +58,7 @@ def score(
             progress.update(task, completed=written, description=f"scored {written} comparisons")
     console = Console()
     console.print(f"{written} comparisons -> {output}", highlight=False, soft_wrap=True)
-    bad = [*map(str, skipped), *(f"{row.source}:{row.line}: {row.problem}" for row in comparisons.skipped)]
-    _list_skipped(console, bad)
+    _list_skipped(console, skipped, comparisons)
 
 
 def evaluate(
@@ -102,8 +101,7 @@ def evaluate(
         output.write_text(json.dumps(result.to_dict(), indent=1), encoding="utf-8")
     if pairs is not None:
         pairs.write_text(result.pairs_table().csv(), encoding="utf-8")
-    bad = [*map(str, result.skipped), *(f"{row.source}:{row.line}: {row.problem}" for row in comparisons.skipped)]
-    _list_skipped(console, bad)
+    _list_skipped(console, result.skipped, comparisons)
 
 
 def _scorer(model: str, reference: str | None, max_length: int | None, precision: str) -> LanguageScorer:
@@ -147,7 +145,9 @@ def _scored(
             yield {"source": comparison.source, "line": comparison.line, "id": comparison.id, "responses": found}
 
 
-def _list_skipped(console: Console, problems: list[str], shown: int = 10) -> None:
+def _list_skipped(console: Console, unusable: Iterable[RecordError], comparisons: Comparisons, shown: int = 10) -> None:
+    """List what was set aside: rows that could not be used, and rows that could not be read."""
+    problems = [*map(str, unusable), *(f"{row.source}:{row.line}: {row.problem}" for row in comparisons.skipped)]
     if not problems:
         return
     console.print(f"{len(problems)} comparisons set aside:", style="yellow")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from prefkit.errors import OptionError
+
+if TYPE_CHECKING:
+    from prefkit.recipes.run import RunConfig
 
 
 def train(
@@ -42,11 +45,10 @@ def train(
     show_run(read_config(config, settings or (), given), resume=resume)
 
 
-def show_run(config: object, *, resume: bool = False) -> None:
+def show_run(config: RunConfig, *, resume: bool = False) -> None:
     """Run a configuration and print what came of it."""
-    from prefkit.recipes.run import RunConfig, run
+    from prefkit.recipes.run import run
 
-    assert isinstance(config, RunConfig)
     result = run(config, resume=resume)
     if result is None:
         return

@@ -84,7 +84,9 @@ class Encoder:
         ]
         if not comparison.joint and len({prompt for prompt, _, _ in texts}) > 1:
             raise RecordError("the chat template renders the prompt differently for each response", field="prompt")
-        prompts = [self._prompt(prompt, templated) for prompt, _, templated in texts]
+        # Responses share their prompt, as a rule: it is encoded once.
+        known = {(prompt, templated): self._prompt(prompt, templated) for prompt, _, templated in texts}
+        prompts = [known[prompt, templated] for prompt, _, templated in texts]
         responses = [
             self._response(prompt, response, prompt_ids, templated)
             for (prompt, response, templated), prompt_ids in zip(texts, prompts, strict=True)
