@@ -69,7 +69,8 @@ class LanguageScorer(nn.Module):
         self._check_vocabulary(reference)
         self._no_split_modules = getattr(_causal_lm(policy), "_no_split_modules", None)
         self._trunks = {id(model): _Trunk(_causal_lm(model), shared) for model in (policy, *self._reference)}
-        self._untrained = self._stamp()
+        self._untrained = _versions(policy)
+        self._key: tuple[tuple[int, ...], str] | None = None
 
     # -- encoding ---------------------------------------------------------------------------------------------------
 
@@ -110,17 +111,22 @@ class LanguageScorer(nn.Module):
         if isinstance(self.policy, PeftModel):
             with self.policy.disable_adapter():
                 return self._score(self.policy, inputs)
-        if self._stamp() != self._untrained:
+        if _versions(self.policy) != self._untrained:
             raise PrefkitError("the policy has been trained since it was loaded; give a reference model")
         return self._score(self.policy, inputs)
 
     def reference_key(self) -> str:
         """A digest of the reference's weights and precision."""
-        digest = hashlib.sha256(self.precision.encode())
-        for name, tensor in _frozen_weights(self._reference[0] if self._reference else self.policy):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        model = self._reference[0] if self._reference else self.policy
+        written = _versions(model)
+        if self._key is None or self._key[0] != written:
+            # All weights are read: seconds for a large model, and a run asks for each of its data sets.
+            digest = hashlib.sha256(self.precision.encode())
+            for name, tensor in _frozen_weights(model):
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            self._key = (written, digest.hexdigest())
+        return self._key[1]
 
     def _score(self, model: nn.Module, inputs: Inputs) -> ResponseScores:
         trunk = self._trunks[id(model)]
@@ -170,10 +176,6 @@ class LanguageScorer(nn.Module):
     def supports_gradient_checkpointing(self) -> bool:
         """Whether the policy can do so."""
         return bool(getattr(_causal_lm(self.policy), "supports_gradient_checkpointing", False))
-
-    def _stamp(self) -> tuple[int, ...]:
-        """Changes whenever a weight is written in place."""
-        return tuple(parameter._version for parameter in self.policy.parameters())
 
     def _check_vocabulary(self, reference: PreTrainedModel | None) -> None:
         size, known = self.config.vocab_size, vocabulary_size(self.tokenizer)
@@ -314,6 +316,11 @@ def _frozen_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in _causal_lm(model).named_parameters():
         if ".lora_" not in name and ".modules_to_save." not in name:
             yield name, parameter
+
+
+def _versions(model: nn.Module) -> tuple[int, ...]:
+    """Changes whenever a weight is written in place."""
+    return tuple(parameter._version for parameter in model.parameters())
 
 
 @contextlib.contextmanager
