@@ -39,14 +39,15 @@ def test_positions_continue_the_prompt() -> None:
 def test_masks_of_groups(window: int | None) -> None:
     expected = by_definition(window)
     device = torch.device("cpu")
-    assert torch.equal(_mask(3, (2, 1), window, device), expected[3:6, :6])
-    assert torch.equal(_mask(3, (), window, device), expected[:3, :3])
-    assert torch.equal(_mask(2, (3,), window, device), expected[8:, 6:])
+    assert torch.equal(_mask(3, (2, 1), window, 3, device), expected[3:6, :6])
+    assert torch.equal(_mask(3, (2, 1), window, 2, device), expected[2:6, :6])
+    assert torch.equal(_mask(3, (), window, 0, device), expected[:3, :3])
+    assert torch.equal(_mask(2, (3,), window, 2, device), expected[8:, 6:])
 
 
 @pytest.mark.parametrize("window", [None, 1, 3])
 def test_block_mask_of_a_row(window: int | None) -> None:
-    blocks = block_mask(LAYOUT, ROW, window, torch.device("cpu"))
+    blocks = block_mask(LAYOUT, ROW, ROW, window, torch.device("cpu"))
     dense = create_mask(blocks.mask_mod, 1, 1, ROW, ROW, device="cpu")[0, 0]
     assert torch.equal(dense[:11, :11], by_definition(window))
     assert not dense[:11, 11:].any()
@@ -63,7 +64,7 @@ def test_long_and_short_responses_take_different_kernels_with_one_result(lengths
     mixed, _ = packed_attention(module, query, key, value, None, layout=layout, scaling=0.3)
     seen = torch.zeros(row, row, dtype=torch.bool)
     seen[:7, :7] = torch.ones(7, 7).tril().bool()
-    seen[7:] = _mask(7, lengths, None, torch.device("cpu"))
+    seen[7:] = _mask(7, lengths, None, 7, torch.device("cpu"))
     scores = (query @ key.transpose(2, 3) * 0.3).masked_fill(~seen, float("-inf"))
     torch.testing.assert_close(mixed, (scores.softmax(-1) @ value).transpose(1, 2), rtol=1e-4, atol=1e-5)
 

@@ -7,6 +7,7 @@ Sliding windows are taken from positions, not from places in the row, so they ar
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -25,9 +26,39 @@ IMPLEMENTATION = "prefkit_packed"
 # Arguments that change the scores in ways that the packed kernels do not compute (Gemma 2's soft cap, sinks, biases).
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 
-# Responses of at least this many tokens attend one by one: the work saved outweighs the extra kernel calls (measured
-# on CPU).
-_LONG_RESPONSE = 128
+# Attending to all responses of a group together takes one kernel, which also computes what siblings would see of each
+# other and throws it away. One more kernel pays from so many such pairs of tokens (measured on a CPU).
+_WASTED_PAIRS = 16_000
+
+
+@dataclass(frozen=True)
+class KeysOnly:
+    """In the place of a layout: the tokens ask nothing, only their keys and values are wanted."""
+
+
+@dataclass(frozen=True)
+class LastLayer:
+    """In the place of a layout: the row holds the tokens that are read (`Layout.read`), and here are the others.
+
+    Args:
+        layout: the layout of the whole row.
+        row: tokens of the whole row.
+        key: keys of the tokens that are not read.
+        value: their values.
+    """
+
+    layout: Layout
+    row: int
+    key: Float[Tensor, "1 kv_heads unread dim"]
+    value: Float[Tensor, "1 kv_heads unread dim"]
+
+
+class KeysAndValues(Exception):  # noqa: N818  # no error: it ends a layer at the point from which nothing is wanted
+    """Keys and values of tokens that ask nothing; raised by the attention of a layer that was given `KeysOnly`."""
+
+    def __init__(self, key: Tensor, value: Tensor) -> None:
+        super().__init__()
+        self.key, self.value = key, value
 
 
 class UnsupportedAttentionError(Exception):
@@ -47,7 +78,7 @@ def packed_attention(
     value: Float[Tensor, "1 kv_heads row dim"],
     attention_mask: Tensor | None,
     *,
-    layout: Layout | None = None,
+    layout: Layout | KeysOnly | LastLayer | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
@@ -66,108 +97,190 @@ def packed_attention(
     unsupported = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
     if unsupported or not getattr(module, "is_causal", True):
         raise UnsupportedAttentionError(", ".join(unsupported) or "attention that is not causal")
+    if isinstance(layout, KeysOnly):
+        raise KeysAndValues(key, value)
     if query.is_cuda and not dropout and query.shape[-1] >= 16:  # what FlexAttention can do
         mixed = _flex(query, key, value, layout, scaling, sliding_window)
     else:
-        groups = query.shape[1] // key.shape[1]
-        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-        # The CPU's half-precision kernel is compiled anew for each length that occurs, and is no faster than float32.
-        dtype = torch.float32 if query.device.type == "cpu" else query.dtype
-        mixed = _by_groups(query.to(dtype), key.to(dtype), value.to(dtype), layout, dropout, scaling, sliding_window)
+        if isinstance(layout, LastLayer):
+            known = (_for_groups(tensor, query) for tensor in (layout.key, layout.value))
+            layout = LastLayer(layout.layout, layout.row, *known)
+        key, value = _for_groups(key, query), _for_groups(value, query)
+        mixed = _by_groups(query.to(_dtype(query)), key, value, layout, dropout, scaling, sliding_window)
     return mixed.to(query.dtype).transpose(1, 2), None
 
 
-def _by_groups(
-    query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: float, scaling: float | None, window: int | None
-) -> Tensor:
-    """Two or more dense kernels a group: the prompt, then its responses together, or one by one when they are long."""
-    parts: list[Tensor] = []
-    padding = query.shape[2] - layout.spans[-1].end
-    sizes = [*(span.end - span.start for span in layout.spans), padding]
+def _for_groups(keys: Tensor, query: Tensor) -> Tensor:
+    """Keys (or values), one head for each head of the query."""
+    repeated: Tensor = repeat_kv(keys, query.shape[1] // keys.shape[1])
+    return repeated.to(_dtype(query))
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
+
+def _dtype(query: Tensor) -> torch.dtype:
+    # The CPU's half-precision kernel is compiled anew for each length that occurs, and is no faster than float32.
+    return torch.float32 if query.device.type == "cpu" else query.dtype
+
+
+def _by_groups(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    where: Layout | LastLayer,
+    dropout: float,
+    scaling: float | None,
+    window: int | None,
+) -> Tensor:
+    """A few dense kernels a group: the prompt, then its responses together, or one by one where that is less work."""
+    parts: list[Tensor] = []
+    last = isinstance(where, LastLayer)
+    layout = where.layout if isinstance(where, LastLayer) else where
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, span: Span, first: int, responses: tuple[int, ...]) -> None:
+        """Attention of the tokens of a group from its place `first` on, which see the prompt and these responses."""
+        reach = window if window is not None and window < span.prompt + max(responses, default=0) else None
+        causal = first == 0 and not responses and reach is None
         parts.append(
             F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
+                q,
+                k,
+                v,
+                attn_mask=None if causal else _mask_of(layout, span.prompt, responses, reach, first, q.device),
+                dropout_p=dropout,
+                is_causal=causal,
+                scale=scaling,
             )
         )
 
-    def mask(span: Span, responses: tuple[int, ...]) -> Tensor:
-        # A window at least as long as the sequence hides nothing.
-        reach = window if window is not None and window < span.prompt + max(responses, default=0) else None
-        memo = (span.prompt, responses, reach)
-        if memo not in layout.memo:
-            layout.memo[memo] = _mask(*memo, query.device)
-        found: Tensor = layout.memo[memo]
-        return found
-
     # One split of the row, not a slice a group: the gradient of a slice is as long as what it was cut from.
-    groups = zip(*(torch.split(tensor, sizes, dim=2)[:-1] for tensor in (query, key, value)), strict=True)
-    for span, (q, k, v) in zip(layout.spans, groups, strict=True):
-        long = max(span.responses) >= _LONG_RESPONSE
-        lengths = [span.prompt, *(span.responses if long else [sum(span.responses)])]
-        own_q, own_k, own_v = (torch.split(tensor, lengths, dim=2) for tensor in (q, k, v))
-        windowed = window is not None and window < span.prompt
-        attend(own_q[0], own_k[0], own_v[0], mask(span, ()) if windowed else None)
-        if not long:
-            if span.end > span.split:
-                attend(own_q[1], k, v, mask(span, span.responses))
+    asking = [span.responses_length + (1 if last else span.prompt) for span in layout.spans]
+    padding = query.shape[2] - sum(asking)
+    groups = [torch.split(tensor, [*asking, padding], dim=2)[:-1] for tensor in (query, key, value)]
+    if isinstance(where, LastLayer):
+        unread = [span.prompt - 1 for span in layout.spans]
+        groups[1:] = [
+            [torch.cat(parts, dim=2) for parts in zip(torch.split(before, unread, dim=2), own, strict=True)]
+            for before, own in zip((where.key, where.value), groups[1:], strict=True)
+        ]
+    for span, q, k, v in zip(layout.spans, *groups, strict=True):
+        first = span.prompt - 1 if last else 0
+        alone = _one_by_one(span)
+        if last and not alone:
+            attend(q, k, v, span, first, span.responses)
+            continue
+        lengths = list(span.responses) if alone else [span.responses_length]
+        own_q, own_k, own_v = (
+            torch.split(tensor, [tensor.shape[2] - span.responses_length, *lengths], dim=2) for tensor in (q, k, v)
+        )
+        attend(own_q[0], own_k[0], own_v[0], span, first, ())
+        if not alone:
+            if span.responses_length:
+                attend(own_q[1], k, v, span, span.prompt, span.responses)
             continue
         for length, rq, rk, rv in zip(span.responses, own_q[1:], own_k[1:], own_v[1:], strict=True):
             if length:
                 keys, values = torch.cat([own_k[0], rk], dim=2), torch.cat([own_v[0], rv], dim=2)
-                attend(rq, keys, values, mask(span, (length,)))
+                attend(rq, keys, values, span, span.prompt, (length,))
     parts.append(query.new_zeros(*query.shape[:2], padding, value.shape[3]))
     return torch.cat(parts, dim=2)
 
 
-def _mask(prompt: int, responses: tuple[int, ...], window: int | None, device: torch.device) -> Bool[Tensor, "q whole"]:
-    """Which tokens of a group its response tokens see, or its prompt tokens if no responses are given."""
+def _one_by_one(span: Span) -> bool:
+    """Whether a group's responses attend one by one."""
+    total = span.responses_length
+    wasted = total * total - sum(length * length for length in span.responses)
+    return wasted >= _WASTED_PAIRS * (len(span.responses) - 1) > 0
+
+
+def _mask_of(
+    layout: Layout, prompt: int, responses: tuple[int, ...], window: int | None, first: int, device: torch.device
+) -> Tensor:
+    memo = (prompt, responses, window, first)
+    if memo not in layout.memo:
+        layout.memo[memo] = _mask(*memo, device)
+    found: Tensor = layout.memo[memo]
+    return found
+
+
+def _mask(
+    prompt: int, responses: tuple[int, ...], window: int | None, first: int, device: torch.device
+) -> Bool[Tensor, "q whole"]:
+    """Which tokens of a group its tokens from the place `first` on see."""
     layout = Layout((Span(0, prompt, responses),))
     _, owner = layout.owners(device)
     position = torch.tensor(layout.positions(), device=device)
-    first = prompt if responses else 0
     distance = position[first:, None] - position[None, :]
     seen = (distance >= 0) & ((owner[None, :] == -1) | (owner[first:, None] == owner[None, :]))
     return seen if window is None else seen & (distance < window)
 
 
 def _flex(
-    query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None, window: int | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    where: Layout | LastLayer,
+    scaling: float | None,
+    window: int | None,
+    kernel: Any = None,
 ) -> Tensor:
     """One block-sparse kernel for the whole row (CUDA)."""
-    from torch.nn.attention.flex_attention import flex_attention
-
-    if window not in layout.memo:
-        layout.memo[window] = block_mask(layout, query.shape[2], window, query.device)
-    mixed: Tensor = _compiled(flex_attention)(
+    layout = where
+    read: list[int] | None = None
+    if isinstance(where, LastLayer):
+        layout, read = where.layout, where.layout.read()
+        key, value = (_in_order(layout, *pair) for pair in ((where.key, key), (where.value, value)))
+    memo = (window, read is not None)
+    if memo not in layout.memo:
+        layout.memo[memo] = block_mask(layout, query.shape[2], key.shape[2], window, query.device, read)
+    mixed: Tensor = (kernel or _compiled())(
         query,
         key,
         value,
-        block_mask=layout.memo[window],
+        block_mask=layout.memo[memo],
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return mixed
 
 
+def _in_order(layout: Layout, unread: Tensor, read: Tensor) -> Tensor:
+    """Keys (or values) of the tokens of a row in their order."""
+    places = torch.tensor([*layout.unread(), *layout.read()], device=read.device)
+    together = torch.cat([unread, read[:, :, : len(layout.read())]], dim=2)
+    return together.index_select(2, places.argsort())
+
+
 @lru_cache(maxsize=1)
-def _compiled(function: Any) -> Any:
-    return torch.compile(function, dynamic=True)
+def _compiled() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True)
 
 
-def block_mask(layout: Layout, row: int, window: int | None, device: torch.device) -> Any:
-    """FlexAttention's block mask of a row of so many tokens."""
+def block_mask(
+    layout: Layout, queries: int, keys: int, window: int | None, device: torch.device, read: list[int] | None = None
+) -> Any:
+    """FlexAttention's block mask of a row.
+
+    Args:
+        layout: of the row.
+        queries: tokens that ask, padding included.
+        keys: tokens that are asked, padding included.
+        window: sliding window.
+        device: where the mask is wanted.
+        read: places in the row of the tokens that ask; all of them by default.
+    """
     from torch.nn.attention.flex_attention import create_block_mask
 
     group, owner = layout.owners(device)
-    position = torch.tensor(layout.positions(), device=device)
+    facts = (group, owner, torch.tensor(layout.positions(), device=device))
     # Padding is a group of its own.
-    group, owner, position = (F.pad(tensor, (0, row - len(tensor)), value=-1) for tensor in (group, owner, position))
+    k_group, k_owner, k_position = (F.pad(fact, (0, keys - len(fact)), value=-1) for fact in facts)
+    asking = facts if read is None else tuple(fact[torch.tensor(read, device=device)] for fact in facts)
+    q_group, q_owner, q_position = (F.pad(fact, (0, queries - len(fact)), value=-1) for fact in asking)
 
     def sees(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        distance = position[q] - position[k]
-        seen = (group[q] == group[k]) & ((owner[k] == -1) | (owner[q] == owner[k])) & (distance >= 0)
+        distance = q_position[q] - k_position[k]
+        seen = (q_group[q] == k_group[k]) & ((k_owner[k] == -1) | (q_owner[q] == k_owner[k])) & (distance >= 0)
         return seen if window is None else seen & (distance < window)
 
-    return create_block_mask(sees, None, None, row, row, device=str(device))
+    return create_block_mask(sees, None, None, queries, keys, device=str(device))

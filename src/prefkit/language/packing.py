@@ -46,7 +46,12 @@ class Span(NamedTuple):
     @property
     def end(self) -> int:
         """Place after the last token."""
-        return self.split + sum(self.responses)
+        return self.split + self.responses_length
+
+    @property
+    def responses_length(self) -> int:
+        """Number of response tokens."""
+        return sum(self.responses)
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,14 @@ class Layout:
                 places.extend(range(place, place + length))
                 place += length
         return places
+
+    def read(self) -> list[int]:
+        """Places whose last hidden state is read: the last token of each prompt, and all response tokens."""
+        return [place for span in self.spans for place in range(span.split - 1, span.end)]
+
+    def unread(self) -> list[int]:
+        """The other places, which only give keys and values in the last layer."""
+        return [place for span in self.spans for place in range(span.start, span.split - 1)]
 
     def owners(self, device: torch.device) -> tuple[Int[Tensor, " tokens"], Int[Tensor, " tokens"]]:
         """Group of each token of the row (padding not counted), and its response (-1 for prompt tokens)."""

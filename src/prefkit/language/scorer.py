@@ -24,6 +24,7 @@ from prefkit.errors import OptionError, PrefkitError
 from prefkit.language import attention
 from prefkit.language.encoding import Encoder, EncodingOptions, vocabulary_size
 from prefkit.language.head import token_logps
+from prefkit.language.last_layer import last_layer, trim
 from prefkit.language.packing import ROW_MULTIPLE, Layout, TokenIds, pack
 from prefkit.objectives import Encoded, Inputs, ResponseScores, TokenScores
 
@@ -210,6 +211,8 @@ class _Trunk:
                     self.shared = _agree(self._shared(probe), expected, model.dtype)
                 except attention.UnsupportedAttentionError:
                     self.shared = False
+            if self.shared:
+                self._trim_last_layer(probe, expected, model)
             if not self.shared:
                 model.set_attn_implementation(own)
                 if share:
@@ -220,6 +223,20 @@ class _Trunk:
                     raise OptionError(
                         f"the log-probabilities of {type(model).__name__} cannot be taken from its states"
                     )
+
+    def _trim_last_layer(self, probe: Inputs, expected: Tensor, model: PreTrainedModel) -> None:
+        """Spare the last layer what nobody reads, if the numbers stay as they are."""
+        layer = last_layer(self.decoder, model.config.num_hidden_layers)
+        if layer is None:
+            return
+        handles = trim(layer)
+        try:
+            if _agree(self._shared(probe), expected, model.dtype):
+                return
+        except Exception as error:  # whatever an unknown layer raises when it is given part of a row
+            logger.debug(f"the last layer of {type(model).__name__} is computed whole: {error}")
+        for handle in handles:
+            handle.remove()
 
     def logps(self, inputs: Inputs) -> Tensor:
         """Log-probabilities of the response tokens of a packed batch, `[tokens]`."""
