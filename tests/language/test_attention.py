@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import create_mask
+from torch.nn.attention.flex_attention import create_mask, flex_attention
 
 from prefkit.language import LanguageScorer, Layout, pack
-from prefkit.language.attention import IMPLEMENTATION, _mask, block_mask, packed_attention
+from prefkit.language.attention import IMPLEMENTATION, LastLayer, _flex, _mask, block_mask, packed_attention
 from tests.language.models import SHARED, build, words
 from tests.language.test_scorer import some_groups
 
@@ -67,6 +67,29 @@ def test_long_and_short_responses_take_different_kernels_with_one_result(lengths
     seen[7:] = _mask(7, lengths, None, 7, torch.device("cpu"))
     scores = (query @ key.transpose(2, 3) * 0.3).masked_fill(~seen, float("-inf"))
     torch.testing.assert_close(mixed, (scores.softmax(-1) @ value).transpose(1, 2), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 2])
+@pytest.mark.parametrize("path", ["groups", "flex"])
+def test_tokens_that_are_read_see_the_same_alone(window: int | None, path: str) -> None:
+    """The last layer: queries of what is read only, keys of the others given apart."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 2, ROW, 16, generator=generator) for _ in range(3))
+    key, value = key[:, :1], value[:, :1]
+    read, unread = LAYOUT.read(), LAYOUT.unread()
+    assert sorted(read + unread) == list(range(len(TOKENS)))
+    last = LastLayer(LAYOUT, ROW, key[:, :, unread], value[:, :, unread])
+    padded = [*read, ROW - 1, ROW - 1]
+
+    def mixed(where: Layout | LastLayer, places: list[int]) -> Tensor:
+        tensors = (query[:, :, places], key[:, :, places], value[:, :, places])
+        if path == "flex":
+            found = where if isinstance(where, LastLayer) else None
+            return _flex(*tensors, LAYOUT, found, 0.3, window, flex_attention).transpose(1, 2)
+        return packed_attention(torch.nn.Module(), *tensors, None, layout=where, scaling=0.3, sliding_window=window)[0]
+
+    whole, alone = mixed(LAYOUT, list(range(ROW))), mixed(last, padded)
+    torch.testing.assert_close(alone[:, : len(read)], whole[:, read])
 
 
 def test_implementation_is_known_to_transformers() -> None:

@@ -59,8 +59,14 @@ def test_never_all_logits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither the forward nor the backward pass makes a matrix of all tokens by the vocabulary."""
     monkeypatch.setattr(head, "_CHUNK_TOKENS", 16)
     sizes = []
-    inner = head._logits
-    monkeypatch.setattr(head, "_logits", lambda *args: sizes.append(len(args[0])) or inner(*args))
+    inner = head._Layer.logits
+
+    def logits(layer: head._Layer, part: slice) -> Tensor:
+        made = inner(layer, part)
+        sizes.append(made.shape[1])
+        return made
+
+    monkeypatch.setattr(head._Layer, "logits", logits)
     layer, hidden = nn.Linear(WIDTH, VOCABULARY), torch.randn(TOKENS, WIDTH, requires_grad=True)
     token_logps(layer, hidden, torch.zeros(TOKENS, dtype=torch.long)).sum().backward()
     assert sizes == [16, 16, 5] * 2

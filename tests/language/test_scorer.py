@@ -128,12 +128,45 @@ def test_adapter_on_the_output_layer() -> None:
     check(LanguageScorer(model, words()), model)
 
 
+@pytest.fixture
+def half_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products in bfloat16 on any CPU, imitated if need be."""
+    monkeypatch.setattr("prefkit.language.scorer.multiplies_bf16", lambda device: True)
+
+
+@pytest.mark.usefixtures("half_products")
 def test_mixed_precision_stays_close() -> None:
     model = build("llama")
     exact, rough = (LanguageScorer(model, words(), precision=p)(pack(some_groups())) for p in ("fp32", "bf16"))
     assert exact.policy_logps.dtype == rough.policy_logps.dtype == torch.float32
     assert not torch.equal(exact.policy_logps, rough.policy_logps)
     torch.testing.assert_close(exact.policy_logps, rough.policy_logps, rtol=0.02, atol=0.3)
+
+
+def test_a_cpu_without_half_products_computes_in_float32(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("prefkit.language.scorer.multiplies_bf16", lambda device: False)
+    model = build("llama")
+    exact, rough = (LanguageScorer(model, words(), precision=precision) for precision in ("fp32", "bf16"))
+    inputs = pack(some_groups())
+    assert torch.equal(exact(inputs).policy_logps, rough(inputs).policy_logps)
+    assert exact.reference_key() == rough.reference_key()
+    assert caplog.text.count("no products in bfloat16") == 1
+
+
+@pytest.mark.parametrize("style", SHARED)
+def test_the_last_layer_computes_only_what_is_read(style: str) -> None:
+    """Its feed-forward part sees the last prompt token and the responses, those of other layers the whole row."""
+    scorer = LanguageScorer(build(style), words())
+    decoder = scorer.policy.get_decoder()
+    layers = decoder.h if style == "gpt2" else decoder.layers
+    seen: list[int] = []
+    for layer in layers:
+        layer.mlp.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[1]))
+    prompt, response = list(range(4, 94)), [5] * 11
+    scorer(pack([(prompt * 3, [response] * 2)]))
+    assert seen == [3 * ROW_MULTIPLE, 3 * ROW_MULTIPLE, ROW_MULTIPLE]
 
 
 def test_rows_have_few_widths_and_the_padding_changes_nothing() -> None:
@@ -220,6 +253,7 @@ def test_policy_is_its_own_reference_until_it_is_trained(inputs: dict[str, Tenso
         scorer.reference(inputs)
 
 
+@pytest.mark.usefixtures("half_products")
 def test_reference_key_follows_weights_and_precision() -> None:
     def keys() -> Iterator[str]:
         model = build("llama")

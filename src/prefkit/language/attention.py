@@ -7,7 +7,7 @@ Sliding windows are taken from positions, not from places in the row, so they ar
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -53,7 +53,7 @@ class LastLayer:
     value: Float[Tensor, "1 kv_heads unread dim"]
 
 
-class KeysAndValues(Exception):  # noqa: N818  # no error: it ends a layer at the point from which nothing is wanted
+class KeysAndValues(Exception):  # no error: it ends a layer at the point from which nothing is wanted
     """Keys and values of tokens that ask nothing; raised by the attention of a layer that was given `KeysOnly`."""
 
     def __init__(self, key: Tensor, value: Tensor) -> None:
@@ -99,14 +99,15 @@ def packed_attention(
         raise UnsupportedAttentionError(", ".join(unsupported) or "attention that is not causal")
     if isinstance(layout, KeysOnly):
         raise KeysAndValues(key, value)
+    last = layout if isinstance(layout, LastLayer) else None
+    row = layout.layout if isinstance(layout, LastLayer) else layout
     if query.is_cuda and not dropout and query.shape[-1] >= 16:  # what FlexAttention can do
-        mixed = _flex(query, key, value, layout, scaling, sliding_window)
+        mixed = _flex(query, key, value, row, last, scaling, sliding_window)
     else:
-        if isinstance(layout, LastLayer):
-            known = (_for_groups(tensor, query) for tensor in (layout.key, layout.value))
-            layout = LastLayer(layout.layout, layout.row, *known)
+        if last is not None:
+            last = replace(last, key=_for_groups(last.key, query), value=_for_groups(last.value, query))
         key, value = _for_groups(key, query), _for_groups(value, query)
-        mixed = _by_groups(query.to(_dtype(query)), key, value, layout, dropout, scaling, sliding_window)
+        mixed = _by_groups(query.to(_dtype(query)), key, value, row, last, dropout, scaling, sliding_window)
     return mixed.to(query.dtype).transpose(1, 2), None
 
 
@@ -125,15 +126,14 @@ def _by_groups(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    where: Layout | LastLayer,
+    layout: Layout,
+    last: LastLayer | None,
     dropout: float,
     scaling: float | None,
     window: int | None,
 ) -> Tensor:
     """A few dense kernels a group: the prompt, then its responses together, or one by one where that is less work."""
     parts: list[Tensor] = []
-    last = isinstance(where, LastLayer)
-    layout = where.layout if isinstance(where, LastLayer) else where
 
     def attend(q: Tensor, k: Tensor, v: Tensor, span: Span, first: int, responses: tuple[int, ...]) -> None:
         """Attention of the tokens of a group from its place `first` on, which see the prompt and these responses."""
@@ -152,19 +152,19 @@ def _by_groups(
         )
 
     # One split of the row, not a slice a group: the gradient of a slice is as long as what it was cut from.
-    asking = [span.responses_length + (1 if last else span.prompt) for span in layout.spans]
+    asking = [span.responses_length + (span.prompt if last is None else 1) for span in layout.spans]
     padding = query.shape[2] - sum(asking)
     groups = [torch.split(tensor, [*asking, padding], dim=2)[:-1] for tensor in (query, key, value)]
-    if isinstance(where, LastLayer):
+    if last is not None:
         unread = [span.prompt - 1 for span in layout.spans]
         groups[1:] = [
-            [torch.cat(parts, dim=2) for parts in zip(torch.split(before, unread, dim=2), own, strict=True)]
-            for before, own in zip((where.key, where.value), groups[1:], strict=True)
+            tuple(torch.cat(both, dim=2) for both in zip(torch.split(before, unread, dim=2), own, strict=True))
+            for before, own in zip((last.key, last.value), groups[1:], strict=True)
         ]
     for span, q, k, v in zip(layout.spans, *groups, strict=True):
-        first = span.prompt - 1 if last else 0
+        first = 0 if last is None else span.prompt - 1
         alone = _one_by_one(span)
-        if last and not alone:
+        if last is not None and not alone:
             attend(q, k, v, span, first, span.responses)
             continue
         lengths = list(span.responses) if alone else [span.responses_length]
@@ -217,17 +217,16 @@ def _flex(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    where: Layout | LastLayer,
+    layout: Layout,
+    last: LastLayer | None,
     scaling: float | None,
     window: int | None,
     kernel: Any = None,
 ) -> Tensor:
     """One block-sparse kernel for the whole row (CUDA)."""
-    layout = where
-    read: list[int] | None = None
-    if isinstance(where, LastLayer):
-        layout, read = where.layout, where.layout.read()
-        key, value = (_in_order(layout, *pair) for pair in ((where.key, key), (where.value, value)))
+    read = None if last is None else layout.read()
+    if last is not None:
+        key, value = (_in_order(layout, *pair) for pair in ((last.key, key), (last.value, value)))
     memo = (window, read is not None)
     if memo not in layout.memo:
         layout.memo[memo] = block_mask(layout, query.shape[2], key.shape[2], window, query.device, read)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -59,7 +58,10 @@ def _capped(logits: Tensor, softcap: float | None) -> Tensor:
 
 
 class _LinearLogps(torch.autograd.Function):
-    """Log-probabilities under a linear output layer. The backward pass computes the logits again, a chunk at a time."""
+    """Log-probabilities under a linear output layer. The backward pass computes the logits again, a chunk at a time.
+
+    Logits stand as `[vocabulary, tokens]`: with the larger matrix first, CPUs multiply them half as fast again.
+    """
 
     @staticmethod
     def forward(
@@ -71,47 +73,51 @@ class _LinearLogps(torch.autograd.Function):
         scale: float,
         softcap: float | None,
     ) -> Tensor:
-        matrix, offset = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
-        logps = hidden.new_empty(len(hidden), dtype=torch.float32)
-        for part in _chunks(len(hidden), len(weight)):
-            logits = _logits(hidden[part], matrix, offset, scale, softcap)
-            logps[part] = -F.cross_entropy(logits, targets[part], reduction="none")
-        ctx.save_for_backward(hidden, weight, bias, targets)
+        layer = _Layer(hidden, weight, bias, scale, softcap)
+        own, normalisers = hidden.new_empty(2, len(hidden), dtype=torch.float32)
+        for part in layer.chunks():
+            logits = layer.logits(part)
+            own[part] = logits.gather(0, targets[None, part])[0]
+            # In place, and not by logsumexp, which makes two copies.
+            highest = logits.amax(0)
+            normalisers[part] = logits.sub_(highest).exp_().sum(0).log_().add_(highest)
+        ctx.save_for_backward(hidden, weight, bias, targets, normalisers)
         ctx.scale, ctx.softcap = scale, softcap
-        return logps
+        return own - normalisers
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets = ctx.saved_tensors
+        hidden, weight, bias, targets, normalisers = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        matrix, offset = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
-        # d logp / d logits = onehot(target) - softmax(logits), each row times its own factor. The factor is put on the
-        # small side of every product, and the target's part is added by index, so that the softmax is read only once.
+        layer = _Layer(hidden, weight, bias, ctx.scale, ctx.softcap)
+        # d logp / d logits = onehot(target) - softmax(logits), each token times its own factor. The factor is put on
+        # the small side of every product, and the target's part is added by index, so that the softmax is read only
+        # once.
         factors = (grads[0] * ctx.scale)[:, None]
         own = factors if ctx.softcap is None else torch.empty_like(factors)
         scaled = (hidden * factors).to(hidden.dtype)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight) if needs_weight else None
         grad_bias = torch.zeros_like(bias) if needs_bias else None
-        for part in _chunks(len(hidden), len(weight)):
-            logits = _logits(hidden[part], matrix, offset, ctx.scale, ctx.softcap)
-            share = torch.softmax(logits, 1)
-            if ctx.softcap is not None:
-                slope = 1.0 - (logits / ctx.softcap).square_()
+        for part in layer.chunks():
+            logits = layer.logits(part)
+            slope = None if ctx.softcap is None else 1.0 - (logits / ctx.softcap).square_()
+            share = logits.sub_(normalisers[part]).exp_()
+            if slope is not None:
                 share.mul_(slope)
-                own[part] = factors[part] * slope.gather(1, targets[part, None])
+                own[part] = factors[part] * slope.gather(0, targets[None, part]).T
             share = share.to(hidden.dtype)
             if grad_hidden is not None:
-                torch.mm(share, matrix, out=grad_hidden[part])
+                torch.mm(share.T, layer.matrix, out=grad_hidden[part])
             if grad_weight is not None:
                 if grad_weight.dtype == share.dtype:
-                    grad_weight.addmm_(share.T, scaled[part], alpha=-1)
+                    grad_weight.addmm_(share, scaled[part], alpha=-1)
                 else:
-                    grad_weight -= share.T @ scaled[part]
+                    grad_weight -= share @ scaled[part]
             if grad_bias is not None:
-                grad_bias -= share.T.to(grad_bias.dtype) @ factors[part, 0].to(grad_bias.dtype)
+                grad_bias -= share.to(grad_bias.dtype) @ factors[part, 0].to(grad_bias.dtype)
         if grad_hidden is not None:
-            grad_hidden = (matrix[targets] * own - grad_hidden * factors).to(hidden.dtype)
+            grad_hidden = (layer.matrix[targets] * own - grad_hidden * factors).to(hidden.dtype)
         if grad_weight is not None:
             grad_weight.index_add_(0, targets, (hidden * own).to(grad_weight.dtype))
         if grad_bias is not None:
@@ -119,19 +125,37 @@ class _LinearLogps(torch.autograd.Function):
         return grad_hidden, grad_weight, grad_bias, None, None, None
 
 
+class _Layer:
+    """A linear output layer in the type of the states, and one piece of memory for the logits of every chunk."""
+
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None
+    ) -> None:
+        self.hidden, self.matrix = hidden, weight.to(hidden.dtype)
+        self.offset = None if bias is None else bias.float()[:, None]
+        self.scale, self.softcap = scale, softcap
+        self.size = min(_chunk_size(len(weight)), len(hidden))
+        self._products = hidden.new_empty(self.size * len(weight))
+
+    def chunks(self) -> Iterator[slice]:
+        return (slice(start, start + self.size) for start in range(0, len(self.hidden), self.size or 1))
+
+    def logits(self, part: slice) -> Float[Tensor, "vocabulary chunk"]:
+        """Logits of a chunk in float32, to be used before the next ones are asked for."""
+        states = self.hidden[part]
+        products = self._products[: len(self.matrix) * len(states)].view(len(self.matrix), len(states))
+        logits: Tensor = torch.mm(self.matrix, states.T, out=products).float()
+        if self.offset is not None:
+            logits += self.offset
+        if self.scale != 1.0:
+            logits *= self.scale
+        if self.softcap is not None:
+            logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits
+
+
 _linear_logps: Callable[..., Tensor] = _LinearLogps.apply
-
-
-def _chunks(count: int, vocabulary: int) -> Iterator[slice]:
-    size = _chunk_size(vocabulary)
-    return (slice(start, start + size) for start in range(0, count, size))
 
 
 def _chunk_size(vocabulary: int) -> int:
     return max(1, min(_CHUNK_TOKENS, _CHUNK_ELEMENTS // vocabulary))
-
-
-def _logits(states: Tensor, matrix: Tensor, offset: Tensor | None, scale: float, softcap: float | None) -> Tensor:
-    """Logits of a chunk in float32."""
-    logits = F.linear(states, matrix, offset).float()
-    return _capped(logits if scale == 1.0 else logits * scale, softcap)

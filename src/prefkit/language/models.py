@@ -46,7 +46,7 @@ class ModelOptions(Options):
         revision: branch, tag or commit of a hub name.
         lora: train an adapter of this shape; None trains all weights.
         dtype: type in which weights are loaded; train all weights in float32.
-        precision: `bf16` computes matrix products in bfloat16 (mixed precision).
+        precision: `bf16` computes matrix products in bfloat16 (mixed precision), where the device has them.
         dropout: keep the model's own dropout; off by default, so that policy and reference differ by training alone.
         shared_prompt: process a prompt once for all its responses.
         trust_remote_code: run code that comes with the model. Off unless you have read that code.

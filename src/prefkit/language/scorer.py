@@ -34,6 +34,12 @@ Precision = Literal["fp32", "bf16"]
 """Numbers in which matrix products are computed: as the weights are stored, or in bfloat16 (mixed precision)."""
 
 
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether a device has products in bfloat16. A CPU without them imitates them, some forty times slower."""
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return device.type != "cpu" or supported is None or bool(supported())
+
+
 class LanguageScorer(nn.Module):
     """Scores responses by their log-probability under a causal language model.
 
@@ -43,7 +49,8 @@ class LanguageScorer(nn.Module):
         reference: a frozen model with the same vocabulary. Without one, the reference is the policy without its
             adapter, or, for a policy without adapter, the policy as it was given, until it is trained.
         encoding: how texts become tokens.
-        precision: `fp32`, or `bf16` for mixed precision (weights stay as they are, matrix products are in bfloat16).
+        precision: `fp32`, or `bf16` for mixed precision (weights stay as they are, matrix products are in bfloat16). On
+            a CPU that has no such products, they are computed as for `fp32`, which is exacter and faster there.
         shared: process a prompt once for all its responses; False takes the plain path.
 
     Raises:
@@ -72,6 +79,7 @@ class LanguageScorer(nn.Module):
         self._trunks = {id(model): _Trunk(_causal_lm(model), shared) for model in (policy, *self._reference)}
         self._untrained = _versions(policy)
         self._key: tuple[tuple[int, ...], str] | None = None
+        self._told = False
 
     # -- encoding ---------------------------------------------------------------------------------------------------
 
@@ -122,7 +130,7 @@ class LanguageScorer(nn.Module):
         written = _versions(model)
         if self._key is None or self._key[0] != written:
             # All weights are read: seconds for a large model, and a run asks for each of its data sets.
-            digest = hashlib.sha256(self.precision.encode())
+            digest = hashlib.sha256(self._computed_in().encode())
             for name, tensor in _frozen_weights(model):
                 digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
                 digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
@@ -139,9 +147,18 @@ class LanguageScorer(nn.Module):
         return ResponseScores(totals, lengths, tokens=TokenScores(logps, owner))
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.precision == "fp32":
+        if self._computed_in() == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def _computed_in(self) -> Precision:
+        """The precision that the device has."""
+        if self.precision == "bf16" and not multiplies_bf16(self.device):
+            if not self._told:
+                logger.warning("this CPU has no products in bfloat16: precision=bf16 computes in float32")
+                self._told = True
+            return "fp32"
+        return self.precision
 
     # -- what loops and frameworks ask of the module ----------------------------------------------------------------
 
