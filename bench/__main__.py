@@ -19,9 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from bench.profile import profile
+from prefkit.language.scorer import multiplies_bf16
 from prefkit.report import Table
 
 HERE = Path(__file__).parent
@@ -70,6 +72,12 @@ def main() -> None:
 
     console, results = Console(), []
     peer = _peer()
+    imitated = not multiplies_bf16(torch.device("cpu"))
+    if imitated:
+        console.print(
+            "This CPU has no products in bfloat16: prefkit computes its bf16 cases in float32, and so does the peer, "
+            "which would be tens of times slower with imitated ones."
+        )
     for case in CASES:
         if args.only and args.only not in case.name:
             continue
@@ -79,7 +87,8 @@ def main() -> None:
             console.print(f"{case.name}: run {number + 1} of {args.repeats}", style="dim")
             ours.append(_run([sys.executable, "-m", "bench.ours", folder, *case.options]))
             if case.against == "peer":
-                command = [peer, args.yardstick / "trl_dpo.py", folder, "--precompute", *case.options]
+                options = [option for option in case.options if not (imitated and option == "--bf16")]
+                command = [peer, args.yardstick / "trl_dpo.py", folder, "--precompute", *options]
             else:
                 command = [sys.executable, "-m", "bench.ours", folder, *case.options, "--unshared"]
             theirs.append(_run(command))

@@ -22,7 +22,10 @@ BAD: list[tuple[Any, str]] = [
     ({"kind": "dpoo"}, "objective.kind: unknown objective 'dpoo'; did you mean 'dpo'?"),
     ("rpdo", "objective.kind: unknown objective 'rpdo'; did you mean 'rdpo'?"),
     ({"beta": 0.1}, "objective.kind is required"),
-    ({"kind": "dpo", "flip_rate": 0.1}, "objective.flip_rate does not apply to 'dpo', whose options are: beta"),
+    (
+        {"kind": "dpo", "flip_rate": 0.1},
+        "objective.flip_rate does not apply to 'dpo', whose options are: auxiliary, beta",
+    ),
     ({"kind": "simpo", "divergence": "alpha"}, "objective.divergence does not apply to 'simpo'"),
     ({"kind": "ipo", "gamma": 1.0}, "objective.gamma does not apply to 'ipo'"),
     ({"kind": "kto", "noise": {"kind": "robust"}}, "objective.noise does not apply to 'kto'"),

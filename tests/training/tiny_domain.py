@@ -52,6 +52,9 @@ class LetterScorer(nn.Module):
     def device(self) -> torch.device:
         return torch.device("cpu")
 
+    def provide(self, needs: frozenset[str]) -> None:
+        assert needs <= {"tokens"}
+
     def encode(self, comparison: Comparison) -> Mapping[str, Any]:
         self.encoded += 1
         prompts, responses = [], []

@@ -1,6 +1,7 @@
 """Comparisons: what was compared, and what was said about it."""
 
 from prefkit.comparisons.canonical import from_dict, rows_for, to_dict, write_comparisons
+from prefkit.comparisons.companions import Companion
 from prefkit.comparisons.formats import FORMATS
 from prefkit.comparisons.health import Health, check_comparisons
 from prefkit.comparisons.pairing import Pair, adjacent, all_pairs, best_worst, labels, pairs, ranks
@@ -24,6 +25,7 @@ from prefkit.errors import RecordError
 __all__ = [
     "FORMATS",
     "BadRow",
+    "Companion",
     "Comparison",
     "Comparisons",
     "Health",

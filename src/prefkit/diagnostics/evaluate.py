@@ -77,7 +77,7 @@ class Evaluation:
         measured: dict[str, list[Any]] = {
             field.name: values.tolist()
             for field in fields(self.scores)
-            if (values := getattr(self.scores, field.name)) is not None
+            if isinstance(values := getattr(self.scores, field.name), Tensor)
         }
         measured |= {name: values.tolist() for name, values in self.figures.items()}
         numbers = zip(*measured.values(), strict=True)

@@ -83,7 +83,8 @@ class _LinearLogps(torch.autograd.Function):
             normalisers[part] = logits.sub_(highest).exp_().sum(0).log_().add_(highest)
         ctx.save_for_backward(hidden, weight, bias, targets, normalisers)
         ctx.scale, ctx.softcap = scale, softcap
-        return own - normalisers
+        logps: Tensor = own - normalisers
+        return logps
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -144,7 +145,8 @@ class _Layer:
         """Logits of a chunk in float32, to be used before the next ones are asked for."""
         states = self.hidden[part]
         products = self._products[: len(self.matrix) * len(states)].view(len(self.matrix), len(states))
-        logits: Tensor = torch.mm(self.matrix, states.T, out=products).float()
+        torch.mm(self.matrix, states.T, out=products)
+        logits = products.float()
         if self.offset is not None:
             logits += self.offset
         if self.scale != 1.0:

@@ -31,7 +31,7 @@ class Span(NamedTuple):
     Args:
         start: place of the first prompt token.
         prompt: number of prompt tokens.
-        responses: number of tokens of each response that are read (one fewer than it has).
+        responses: number of tokens of each response that are in the row (as a rule one fewer than it has).
     """
 
     start: int
@@ -60,22 +60,27 @@ class Layout:
 
     Args:
         spans: the groups in their order.
+        whole: the last token of each response is in the row, too, because its hidden state is wanted.
         memo: what one layer has worked out from the layout (masks) and the next ones can use again.
     """
 
     spans: tuple[Span, ...]
+    whole: bool = False
     memo: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def of(cls, prompt_lengths: Tensor, group_sizes: Tensor, response_lengths: Tensor) -> Layout:
+    def of(
+        cls, prompt_lengths: Tensor, group_sizes: Tensor, response_lengths: Tensor, whole: Tensor | None = None
+    ) -> Layout:
         """The layout of a packed batch from its lengths (see `pack`)."""
+        left_out = 1 if whole is None else 0
         lengths: Iterator[int] = iter(response_lengths.tolist())
         spans, start = [], 0
         for prompt, size in zip(prompt_lengths.tolist(), group_sizes.tolist(), strict=True):
-            span = Span(start, prompt, tuple(next(lengths) - 1 for _ in range(size)))
+            span = Span(start, prompt, tuple(next(lengths) - left_out for _ in range(size)))
             spans.append(span)
             start = span.end
-        return cls(tuple(spans))
+        return cls(tuple(spans), whole is not None)
 
     def positions(self) -> list[int]:
         """Position of each token of the row in its own sequence, without the padding at the end."""
@@ -93,9 +98,14 @@ class Layout:
             place = span.split
             for length in span.responses:
                 places.append(span.split - 1)
-                places.extend(range(place, place + length))
+                places.extend(range(place, place + length - self.whole))
                 place += length
         return places
+
+    def own(self) -> list[int]:
+        """The place of each response token in a row that holds them all."""
+        assert self.whole
+        return [place for span in self.spans for place in range(span.split, span.end)]
 
     def read(self) -> list[int]:
         """Places whose last hidden state is read: the last token of each prompt, and all response tokens."""
@@ -119,29 +129,30 @@ class Layout:
         return torch.tensor(groups, device=device), torch.tensor(responses, device=device)
 
 
-def pack(groups: Sequence[tuple[TokenIds, Sequence[TokenIds]]]) -> dict[str, Tensor]:
+def pack(groups: Sequence[tuple[TokenIds, Sequence[TokenIds]]], *, whole: bool = False) -> dict[str, Tensor]:
     """Pack groups into one row.
 
     Args:
         groups: prompt tokens (at least one) and the tokens of each response (at least one each).
+        whole: put the last token of each response into the row, too.
 
     Returns:
         `input_ids` and `position_ids` `[1, row]`, padded to a multiple of `ROW_MULTIPLE`; `prompt_lengths` and
         `group_sizes` `[groups]`; `response_lengths` `[responses]`; `targets` `[tokens]`, the tokens of all responses
-        one after the other.
+        one after the other; `whole`, if so.
     """
     row: list[int] = []
     targets: list[int] = []
     for prompt, responses in groups:
         row.extend(prompt)
         for response in responses:
-            row.extend(response[:-1])
+            row.extend(response if whole else response[:-1])
             targets.extend(response)
     lengths = {
         "prompt_lengths": torch.tensor([len(prompt) for prompt, _ in groups]),
         "group_sizes": torch.tensor([len(responses) for _, responses in groups]),
         "response_lengths": torch.tensor([len(response) for _, responses in groups for response in responses]),
-    }
+    } | ({"whole": torch.tensor([True])} if whole else {})
     padding = [0] * (-len(row) % ROW_MULTIPLE)
     return {
         "input_ids": torch.tensor([row + padding]),

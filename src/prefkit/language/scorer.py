@@ -10,6 +10,8 @@ import contextlib
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +40,10 @@ def multiplies_bf16(device: torch.device) -> bool:
     """Whether a device has products in bfloat16. A CPU without them imitates them, some forty times slower."""
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return device.type != "cpu" or supported is None or bool(supported())
+
+
+_PROVIDED = frozenset({"tokens", "states"})
+"""What the scores can hold of what objectives need, see `prefkit.objectives.SCORED`."""
 
 
 class LanguageScorer(nn.Module):
@@ -80,6 +86,18 @@ class LanguageScorer(nn.Module):
         self._untrained = _versions(policy)
         self._key: tuple[tuple[int, ...], str] | None = None
         self._told = False
+        self._wanted: frozenset[str] = frozenset()
+
+    def provide(self, needs: frozenset[str]) -> None:
+        """See `Scorer.provide`.
+
+        Raises:
+            OptionError: a language model's scores lack something that is needed.
+        """
+        missing = needs - _PROVIDED
+        if missing:
+            raise OptionError(f"scores of language models have no {', '.join(sorted(missing))}")
+        self._wanted = needs
 
     # -- encoding ---------------------------------------------------------------------------------------------------
 
@@ -98,9 +116,11 @@ class LanguageScorer(nn.Module):
             prompts, responses = item["prompt_ids"], item["response_ids"]
             if len(prompts) == 1:
                 groups.append((prompts[0], responses))
-            else:
-                groups.extend((prompt, [response]) for prompt, response in zip(prompts, responses, strict=True))
-        return pack(groups)
+                continue
+            # Neighbours with one prompt share it.
+            for prompt, same in groupby(zip(prompts, responses, strict=True), key=itemgetter(0)):
+                groups.append((prompt, [response for _, response in same]))
+        return pack(groups, whole="states" in self._wanted)
 
     # -- scores -----------------------------------------------------------------------------------------------------
 
@@ -140,11 +160,11 @@ class LanguageScorer(nn.Module):
     def _score(self, model: nn.Module, inputs: Inputs) -> ResponseScores:
         trunk = self._trunks[id(model)]
         with self._autocast():
-            logps = trunk.logps(inputs)
+            logps, states = trunk.score(inputs)
         lengths = inputs["response_lengths"]
         owner = torch.repeat_interleave(torch.arange(len(lengths), device=logps.device), lengths)
         totals = torch.zeros(len(lengths), device=logps.device).index_add(0, owner, logps)
-        return ResponseScores(totals, lengths, tokens=TokenScores(logps, owner))
+        return ResponseScores(totals, lengths, tokens=TokenScores(logps, owner, states=states))
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self._computed_in() == "fp32":
@@ -225,7 +245,7 @@ class _Trunk:
             if share and _can_share(model):
                 try:
                     model.set_attn_implementation(attention.IMPLEMENTATION)
-                    self.shared = _agree(self._shared(probe), expected, model.dtype)
+                    self.shared = _agree(self._shared(probe)[0], expected, model.dtype)
                 except attention.UnsupportedAttentionError:
                     self.shared = False
             if self.shared:
@@ -236,7 +256,7 @@ class _Trunk:
                     logger.warning(
                         f"{type(model).__name__} cannot share a prompt between responses: each is processed on its own"
                     )
-                if not _agree(self._plain(probe), expected, model.dtype):
+                if not _agree(self._plain(probe)[0], expected, model.dtype):
                     raise OptionError(
                         f"the log-probabilities of {type(model).__name__} cannot be taken from its states"
                     )
@@ -248,19 +268,19 @@ class _Trunk:
             return
         handles = trim(layer)
         try:
-            if _agree(self._shared(probe), expected, model.dtype):
+            if _agree(self._shared(probe)[0], expected, model.dtype):
                 return
         except Exception as error:  # whatever an unknown layer raises when it is given part of a row
             logger.debug(f"the last layer of {type(model).__name__} is computed whole: {error}")
         for handle in handles:
             handle.remove()
 
-    def logps(self, inputs: Inputs) -> Tensor:
-        """Log-probabilities of the response tokens of a packed batch, `[tokens]`."""
+    def score(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities of the response tokens of a packed batch, `[tokens]`, and in a whole row their states."""
         return self._shared(inputs) if self.shared else self._plain(inputs)
 
-    def _shared(self, inputs: Inputs) -> Tensor:
-        layout = Layout.of(inputs["prompt_lengths"], inputs["group_sizes"], inputs["response_lengths"])
+    def _shared(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+        layout = _layout(inputs)
         ids = inputs["input_ids"]
         hidden = self.decoder(
             input_ids=ids,
@@ -270,12 +290,14 @@ class _Trunk:
             use_cache=False,
             layout=layout,
         ).last_hidden_state[0]
-        return self._head(hidden, torch.tensor(layout.predictors(), device=ids.device), inputs["targets"])
+        logps = self._head(hidden, torch.tensor(layout.predictors(), device=ids.device), inputs["targets"])
+        return logps, hidden[torch.tensor(layout.own(), device=ids.device)] if layout.whole else None
 
-    def _plain(self, inputs: Inputs) -> Tensor:
+    def _plain(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
         padded, mask, predictors = _unpacked(inputs)
-        hidden = self.decoder(input_ids=padded, attention_mask=mask, use_cache=False).last_hidden_state
-        return self._head(hidden.flatten(0, 1), predictors, inputs["targets"])
+        hidden = self.decoder(input_ids=padded, attention_mask=mask, use_cache=False).last_hidden_state.flatten(0, 1)
+        # The state at a token stands one place behind the one that predicts it.
+        return self._head(hidden, predictors, inputs["targets"]), hidden[predictors + 1] if "whole" in inputs else None
 
     def _head(self, hidden: Tensor, predictors: Tensor, targets: Tensor) -> Tensor:
         count = len(targets)
@@ -290,7 +312,7 @@ def _unpacked(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     """One padded sequence a response: tokens and mask `[responses, longest]`, and the places that predict its
     tokens."""
     row, targets = inputs["input_ids"][0], inputs["targets"]
-    layout = Layout.of(inputs["prompt_lengths"], inputs["group_sizes"], inputs["response_lengths"])
+    layout = _layout(inputs)
     sequences: list[Tensor] = []
     prompts: list[int] = []
     start = 0
@@ -299,16 +321,20 @@ def _unpacked(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
         for read in span.responses:
             sequences.append(torch.cat([prompt, targets[start : start + read]]))
             prompts.append(span.prompt)
-            start += read + 1
+            start += read if layout.whole else read + 1
     padded = nn.utils.rnn.pad_sequence(sequences, batch_first=True)
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     width = padded.shape[1]
     mask = (torch.arange(width) < lengths[:, None]).long().to(row.device)
     places = [
-        torch.arange(index * width + prompt - 1, index * width + int(length))
+        torch.arange(index * width + prompt - 1, index * width + int(length) - layout.whole)
         for index, (prompt, length) in enumerate(zip(prompts, lengths, strict=True))
     ]
     return padded, mask, torch.cat(places).to(row.device)
+
+
+def _layout(inputs: Inputs) -> Layout:
+    return Layout.of(inputs["prompt_lengths"], inputs["group_sizes"], inputs["response_lengths"], inputs.get("whole"))
 
 
 def _own_logps(model: PreTrainedModel, inputs: Inputs) -> Tensor:

@@ -32,12 +32,13 @@ from prefkit.objectives.noise import (
     robust_loss,
     soft_labels,
 )
-from prefkit.objectives.parts import Part
+from prefkit.objectives.parts import Part, Stateful
 from prefkit.objectives.presets import PRESETS, Preset, make_objective
 from prefkit.objectives.regularisers import average_sft, sft
 from prefkit.objectives.rewards import average_log_prob, average_log_ratio, log_odds, log_prob, log_ratio
-from prefkit.objectives.scorer import Encoded, Inputs, Scorer, score_all
+from prefkit.objectives.scorer import SCORED, Encoded, Inputs, Scorer, score_all
 from prefkit.objectives.scores import (
+    Companions,
     DemonstrationScores,
     Form,
     LabelScores,
@@ -53,6 +54,8 @@ from prefkit.objectives.weights import strength
 
 __all__ = [
     "PRESETS",
+    "SCORED",
+    "Companions",
     "DemonstrationObjective",
     "DemonstrationScores",
     "Encoded",
@@ -71,6 +74,7 @@ __all__ = [
     "ResponseScores",
     "Scorer",
     "Scores",
+    "Stateful",
     "Targets",
     "TokenScores",
     "all_pairs_loss",

@@ -11,17 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from prefkit.comparisons import Companion, Comparison
 from prefkit.errors import OptionError
 from prefkit.objectives.noise import soft_labels
-from prefkit.objectives.parts import Part
+from prefkit.objectives.parts import AnyPart, Stateful
 from prefkit.objectives.scores import DemonstrationScores, Form, LabelScores, ListScores, PairScores, Scores
 from prefkit.objectives.unpaired import kto_reference_point
 
 S = TypeVar("S", PairScores, ListScores, LabelScores, DemonstrationScores)
-
-Noise = Callable[..., Tensor]
-"""From the losses of pairs as observed, and with their responses exchanged, to corrected losses: a `Part`, or a module
-when it holds state, such as estimated reliabilities of annotators."""
 
 
 class Objective(nn.Module, ABC, Generic[S]):
@@ -36,7 +33,10 @@ class Objective(nn.Module, ABC, Generic[S]):
     Attributes:
         form: what it compares.
         view: the scores that it takes.
-        needs: what a run must provide: "reference", "tokens", "kl", "annotators", "strengths".
+        needs: what a run must provide. From the data: "annotators", "strengths", "margins" (a reward model's),
+            "ratings", "kl" (mismatched responses). From the scorer: "reference", "tokens", and of single tokens
+            "states", "layers", "token_kl", "steps"; "joint" (prompts of joint comparisons are scored with their
+            responses).
         batch_mean: mean over the batch, for parts that need one; replaced by the mean over all processes where
             there are several.
     """
@@ -47,10 +47,11 @@ class Objective(nn.Module, ABC, Generic[S]):
     def __init__(self, name: str, **parts: Any) -> None:
         super().__init__()
         self.name = name
-        self.parts = {role: part for role, part in parts.items() if part not in (None, ())}
+        self.parts = {role: part for role, part in parts.items() if part is not None and part != ()}
         self.batch_mean: Callable[[Tensor], Tensor] = torch.mean
         flat = [part for value in self.parts.values() for part in (value if isinstance(value, tuple) else (value,))]
-        self.needs: frozenset[str] = frozenset().union(*(getattr(part, "needs", frozenset()) for part in flat))
+        self.needs: frozenset[str] = frozenset().union(*(part.needs for part in flat))
+        self.stateful = nn.ModuleList([part for part in flat if isinstance(part, Stateful)])
 
     if TYPE_CHECKING:
 
@@ -75,6 +76,31 @@ class Objective(nn.Module, ABC, Generic[S]):
     def rewards(self, scores: Scores) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]] | None:
         """Implicit rewards of the better and the worse response, detached, for metrics; None where there are no two."""
         return None
+
+    def figures(self) -> dict[str, Float[Tensor, " batch"]]:
+        """What the parts found out about the entries of the last batch, detached, for metrics."""
+        return {name: figure for part in self._states() for name, figure in part.figures.items()}
+
+    def row_figures(self) -> tuple[str, ...]:
+        """Names of figures of which the last value of each row of the data is kept and reported."""
+        return tuple(name for part in self._states() for name in part.row_figures)
+
+    def summary(self) -> dict[str, Any]:
+        """What the parts learned, by part, for the report of a run."""
+        return {part.name: found for part in self._states() if (found := part.summary())}
+
+    def prepare(self, annotators: Sequence[str] = (), total: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Learn what the data hold and how tensors are summed over processes, before training."""
+        for part in self._states():
+            part.total = total or part.total
+            part.prepare(annotators)
+
+    def accompany(self, comparison: Comparison, chosen: int, rejected: int) -> list[tuple[int, Companion]]:
+        """Further texts of a pair that are scored with it, each with the place of the part that asks for it."""
+        return []
+
+    def _states(self) -> list[Stateful]:
+        return [part for part in self.stateful if isinstance(part, Stateful)]
 
     def read(self, part: Any, scores: object, names: dict[str, str] | None = None) -> list[Tensor]:
         """The fields of the scores that a part takes.
@@ -101,17 +127,19 @@ class Objective(nn.Module, ABC, Generic[S]):
 
 
 class PairObjective(Objective[PairScores]):
-    """A loss of pairs: link(reward of chosen - reward of rejected) + regularisers, corrected for noise, weighted.
+    """A loss of pairs: link(reward of chosen - reward of rejected) + regularisers, corrected for noise, weighted, and
+    auxiliary terms.
 
-    A noise correction and a soft label act on all of the loss, regularisers included: what depends on which response
-    was called better is as uncertain as the label.
+    A noise correction and a soft label act on all of the loss but the auxiliary terms: what depends on which response
+    was called better is as uncertain as the label. Auxiliary terms are those that do not depend on it.
 
     Args:
         reward: reward form, see `rewards`.
-        link: from margins to losses, see `links`.
+        link: from margins, or from the rewards of both sides, to losses, see `links`.
         noise: correction for wrong labels, see `noise`.
         weights: weight of each pair beyond the one its record carries, see `weights`.
         regularisers: terms to add, see `regularisers`.
+        auxiliary: terms to add that do not depend on which response is better, see `auxiliary`.
         name: what messages call it.
     """
 
@@ -120,16 +148,25 @@ class PairObjective(Objective[PairScores]):
 
     def __init__(
         self,
-        reward: Part,
-        link: Part,
-        noise: Noise | None = None,
-        weights: Part | None = None,
-        regularisers: Sequence[Part] = (),
+        reward: AnyPart,
+        link: AnyPart,
+        noise: AnyPart | None = None,
+        weights: AnyPart | None = None,
+        regularisers: Sequence[AnyPart] = (),
+        auxiliary: Sequence[AnyPart] = (),
         name: str = "pairs",
     ) -> None:
-        super().__init__(name, reward=reward, link=link, noise=noise, weights=weights, regularisers=tuple(regularisers))
+        super().__init__(
+            name,
+            reward=reward,
+            link=link,
+            noise=noise,
+            weights=weights,
+            regularisers=tuple(regularisers),
+            auxiliary=tuple(auxiliary),
+        )
         self.reward, self.link, self.noise, self.weights = reward, link, noise, weights
-        self.regularisers = tuple(regularisers)
+        self.regularisers, self.auxiliary = tuple(regularisers), tuple(auxiliary)
 
     def losses(self, scores: PairScores) -> Float[Tensor, " batch"]:
         """See `Objective.losses`."""
@@ -145,12 +182,31 @@ class PairObjective(Objective[PairScores]):
                 losses = self.noise(losses, swapped, *self.read(self.noise, scores))
         if self.weights is not None:
             losses = losses * self.weights(*self.read(self.weights, scores))
+        for place, part in enumerate(self.auxiliary):
+            losses = losses + self._auxiliary(place, part, scores)
         return losses
+
+    def accompany(self, comparison: Comparison, chosen: int, rejected: int) -> list[tuple[int, Companion]]:
+        """See `Objective.accompany`."""
+        return [
+            (place, companion)
+            for place, part in enumerate(self.auxiliary)
+            for companion in part.accompany(comparison, chosen, rejected)
+        ]
+
+    def _auxiliary(self, place: int, part: AnyPart, scores: PairScores) -> Tensor:
+        """An auxiliary term, `[batch]`: of the companions it asked for, then of the fields that it takes."""
+        fields = self.read(part, scores)
+        if (part.part if isinstance(part, Stateful) else part).companions is None:
+            return part(*fields)
+        if len(scores.companions) <= place:
+            raise OptionError(f"objective '{self.name}' needs companions, which these PairScores lack")
+        return part(scores.companions[place], len(scores.policy_chosen_logps), *fields)
 
     def pair_loss(self, scores: PairScores) -> Float[Tensor, " batch"]:
         """The loss of the pairs as if every label were right: neither noise, soft labels nor weights."""
         chosen, rejected = self._rewards(scores)
-        losses = self.link(chosen - rejected)
+        losses = self.link(chosen, rejected) if "rejected" in self.link.takes else self.link(chosen - rejected)
         for regulariser in self.regularisers:
             losses = losses + regulariser(*self.read(regulariser, scores))
         return losses
@@ -170,7 +226,12 @@ class PairObjective(Objective[PairScores]):
 
 
 _SIDES = {
-    side: {"policy_logps": f"policy_{side}_logps", "ref_logps": f"ref_{side}_logps", "lengths": f"{side}_lengths"}
+    side: {
+        "policy_logps": f"policy_{side}_logps",
+        "ref_logps": f"ref_{side}_logps",
+        "lengths": f"{side}_lengths",
+        "tokens": f"{side}_tokens",
+    }
     for side in ("chosen", "rejected")
 }
 
@@ -187,7 +248,7 @@ class ListObjective(Objective[ListScores]):
     form = "lists"
     view = ListScores
 
-    def __init__(self, reward: Part, ranking: Part, name: str = "lists") -> None:
+    def __init__(self, reward: AnyPart, ranking: AnyPart, name: str = "lists") -> None:
         super().__init__(name, reward=reward, ranking=ranking)
         self.reward, self.ranking = reward, ranking
 
@@ -221,7 +282,7 @@ class LabelObjective(Objective[LabelScores]):
     form = "labels"
     view = LabelScores
 
-    def __init__(self, reward: Part, utility: Part, name: str = "labels") -> None:
+    def __init__(self, reward: AnyPart, utility: AnyPart, name: str = "labels") -> None:
         super().__init__(name, reward=reward, utility=utility)
         self.reward, self.utility = reward, utility
         self.needs |= {"kl"}
@@ -247,7 +308,7 @@ class DemonstrationObjective(Objective[DemonstrationScores]):
     form = "demonstrations"
     view = DemonstrationScores
 
-    def __init__(self, imitation: Part, name: str = "demonstrations") -> None:
+    def __init__(self, imitation: AnyPart, name: str = "demonstrations") -> None:
         super().__init__(name, imitation=imitation)
         self.imitation = imitation
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prefkit.errors import OptionError, unknown
+from prefkit.objectives.auxiliary import AUXILIARY
 from prefkit.objectives.compose import (
     DemonstrationObjective,
     LabelObjective,
@@ -24,7 +25,7 @@ from prefkit.objectives.compose import (
 from prefkit.objectives.links import LINKS
 from prefkit.objectives.listwise import RANKINGS
 from prefkit.objectives.noise import NOISE
-from prefkit.objectives.parts import Part
+from prefkit.objectives.parts import AnyPart, Part
 from prefkit.objectives.regularisers import IMITATION, REGULARISERS
 from prefkit.objectives.rewards import REWARDS
 from prefkit.objectives.scores import Form
@@ -37,6 +38,7 @@ CATALOGUE: Mapping[str, Mapping[str, Part]] = {
     "noise": NOISE,
     "weights": WEIGHTS,
     "regularisers": REGULARISERS,
+    "auxiliary": AUXILIARY,
     "ranking": RANKINGS,
     "utility": UTILITIES,
     "imitation": IMITATION,
@@ -44,7 +46,7 @@ CATALOGUE: Mapping[str, Mapping[str, Part]] = {
 """Every part by role and name."""
 
 ROLES: Mapping[Form, tuple[str, ...]] = {
-    "pairs": ("reward", "link", "noise", "weights", "regularisers"),
+    "pairs": ("reward", "link", "noise", "weights", "regularisers", "auxiliary"),
     "lists": ("reward", "ranking"),
     "labels": (),
     "demonstrations": ("imitation",),
@@ -67,7 +69,7 @@ class Preset:
         form: what it compares.
         summary: one line for people.
         source: where it was published.
-        parts: name of the part in each role; regularisers are a list of configurations.
+        parts: name of the part in each role; regularisers and auxiliary terms are lists of configurations.
         options: defaults of the parts' options, where they differ from the parts' own.
         origin: where the defaults come from.
     """
@@ -222,8 +224,8 @@ def make_objective(config: str | Mapping[str, Any], where: str = "objective") ->
             choice = given.pop(role, choice)
         if choice is None:
             continue
-        if role == "regularisers":
-            parts[role] = _regularisers(choice, f"{where}.{role}")
+        if role in _TERMS:
+            parts[role] = _terms(role, choice, f"{where}.{role}")
         elif isinstance(choice, Mapping):
             parts[role] = _nested(role, choice, f"{where}.{role}")
         else:
@@ -235,7 +237,7 @@ def make_objective(config: str | Mapping[str, Any], where: str = "objective") ->
         # A part that the configuration named brings its own defaults.
         defaults = preset.options if role not in replaced else {}
         values = {name: value for name, value in {**defaults, **given}.items() if name in options}
-        parts[role] = part.set(values, where)
+        parts[role] = part.set(values, where).made()
     return CLASSES[preset.form](name=kind, **parts)
 
 
@@ -245,18 +247,22 @@ def _named(role: str, name: object, where: str) -> Part:
     return CATALOGUE[role][name]
 
 
-def _nested(role: str, config: Mapping[str, Any], where: str) -> Part:
+def _nested(role: str, config: Mapping[str, Any], where: str) -> AnyPart:
     values = dict(config)
     if "kind" not in values:
         raise OptionError(f"{where}.kind is required; known: {', '.join(sorted(CATALOGUE[role]))}")
-    return _named(role, values.pop("kind"), f"{where}.kind").set(values, where)
+    return _named(role, values.pop("kind"), f"{where}.kind").set(values, where).made()
 
 
-def _regularisers(choice: object, where: str) -> tuple[Part, ...]:
+_TERMS = ("regularisers", "auxiliary")
+"""Roles that several parts share."""
+
+
+def _terms(role: str, choice: object, where: str) -> tuple[AnyPart, ...]:
     if isinstance(choice, str) or not isinstance(choice, Sequence):
         raise OptionError(f"{where} must be a list such as [{{kind: sft, weight: 1.0}}], got {choice!r}")
     return tuple(
-        _nested("regularisers", item if isinstance(item, Mapping) else {"kind": item}, f"{where}.{index}")
+        _nested(role, item if isinstance(item, Mapping) else {"kind": item}, f"{where}.{index}")
         for index, item in enumerate(choice)
     )
 

@@ -26,6 +26,10 @@ Inputs = Mapping[str, Tensor]
 processes."""
 
 
+SCORED = frozenset({"tokens", "states", "layers", "token_kl", "steps", "joint"})
+"""What objectives need that only a scorer can give; see `Objective.needs`."""
+
+
 @runtime_checkable
 class Scorer(Protocol):
     """How good is each response? A domain's answer, with the model that is being trained inside.
@@ -38,6 +42,14 @@ class Scorer(Protocol):
     @property
     def device(self) -> torch.device:
         """Where the model is."""
+        ...
+
+    def provide(self, needs: frozenset[str]) -> None:
+        """Give what an objective needs of the scorer from now on, see `SCORED`; called before anything is encoded.
+
+        Raises:
+            OptionError: this scorer cannot give it.
+        """
         ...
 
     def encode(self, comparison: Comparison) -> Encoded:

@@ -28,11 +28,62 @@ class TokenScores:
         policy_logps: log-probability of each response token under the policy.
         response: which response of the batch each token belongs to, non-decreasing.
         ref_logps: the same under the reference.
+        kl: KL(reference, policy) of the distributions over the next token, summed over the vocabulary.
+        states: the policy's last hidden state at each token.
+        layers: the reference's hidden states that predict each token, of every layer.
+        steps: step of its response that each token belongs to, from 0; -1 outside all steps.
     """
 
     policy_logps: Float[Tensor, " tokens"]
     response: Int[Tensor, " tokens"]
     ref_logps: Float[Tensor, " tokens"] | None = None
+    kl: Float[Tensor, " tokens"] | None = None
+    states: Float[Tensor, "tokens dim"] | None = None
+    layers: Float[Tensor, "tokens layers dim"] | None = None
+    steps: Int[Tensor, " tokens"] | None = None
+
+    def of(self, responses: Int[Tensor, " n"], lengths: Int[Tensor, " all"]) -> TokenScores:
+        """The tokens of some responses, one after the other; `response` counts these from 0.
+
+        Args:
+            responses: which responses of the batch, in the order that is wanted.
+            lengths: tokens of every response of the batch.
+        """
+        device = lengths.device
+        starts = lengths.cumsum(0) - lengths
+        counts = lengths[responses]
+        owner = torch.repeat_interleave(torch.arange(len(responses), device=device), counts)
+        within = torch.arange(len(owner), device=device) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+        places = starts[responses][owner] + within
+        chosen = {
+            f.name: tensor[places]
+            for f in fields(self)
+            if f.name != "response" and (tensor := getattr(self, f.name)) is not None
+        }
+        return TokenScores(response=owner, **chosen)
+
+
+@dataclass(frozen=True)
+class Companions:
+    """Scores of further texts that belong to pairs: variants of a response, a rationale, other prompts.
+
+    Args:
+        policy_logps: log-probability of each text given its prompt under the policy.
+        lengths: its tokens.
+        entry: the pair of the batch that it belongs to.
+        label: what its maker says that it is.
+        ref_logps: the same under the reference.
+        last_states: the policy's last hidden state at its last token.
+        mean_states: the mean of the policy's last hidden states over its tokens.
+    """
+
+    policy_logps: Float[Tensor, " texts"]
+    lengths: Int[Tensor, " texts"]
+    entry: Int[Tensor, " texts"]
+    label: Int[Tensor, " texts"]
+    ref_logps: Float[Tensor, " texts"] | None = None
+    last_states: Float[Tensor, "texts dim"] | None = None
+    mean_states: Float[Tensor, "texts dim"] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +123,10 @@ class PairScores:
         weights: importance of each pair; None means 1 for every pair.
         strengths: how strongly the chosen response was preferred, on the data's scale; None if the data does not say.
         annotators: index of the person (or source) that labelled each pair; None if the data does not say.
+        margins: a reward model's reward of the chosen response less that of the rejected one, in log-odds.
+        chosen_tokens: tokens of the chosen responses, `response` being the pair; None unless asked for.
+        rejected_tokens: tokens of the rejected responses.
+        companions: further texts that belong to the pairs, one group for each auxiliary part of the objective.
     """
 
     policy_chosen_logps: Float[Tensor, " batch"]
@@ -84,9 +139,17 @@ class PairScores:
     weights: Float[Tensor, " batch"] | None = None
     strengths: Float[Tensor, " batch"] | None = None
     annotators: Int[Tensor, " batch"] | None = None
+    margins: Float[Tensor, " batch"] | None = None
+    chosen_tokens: TokenScores | None = None
+    rejected_tokens: TokenScores | None = None
+    companions: tuple[Companions, ...] = ()
 
     def swapped(self) -> Self:
-        """The same pairs with the roles of the two responses exchanged (log-probabilities, reference and lengths)."""
+        """The same pairs with the roles of the two responses exchanged.
+
+        Log-probabilities, reference, lengths and tokens are; what was said of the pair (strength, annotator, a reward
+        model's margin) stays as it is.
+        """
         return replace(
             self,
             policy_chosen_logps=self.policy_rejected_logps,
@@ -95,6 +158,8 @@ class PairScores:
             ref_rejected_logps=self.ref_chosen_logps,
             chosen_lengths=self.rejected_lengths,
             rejected_lengths=self.chosen_lengths,
+            chosen_tokens=self.rejected_tokens,
+            rejected_tokens=self.chosen_tokens,
         )
 
 
@@ -109,6 +174,8 @@ class ListScores:
         ref_logps: the responses under the reference.
         lengths: tokens of each response.
         weights: importance of each list.
+        ratings: rating of each response on the data's scale; any finite number where `mask` is False.
+        tokens: tokens of all responses, `response` being the place in the flattened lists, `row * k + column`.
     """
 
     policy_logps: Float[Tensor, "batch k"]
@@ -117,6 +184,8 @@ class ListScores:
     ref_logps: Float[Tensor, "batch k"] | None = None
     lengths: Int[Tensor, "batch k"] | None = None
     weights: Float[Tensor, " batch"] | None = None
+    ratings: Float[Tensor, "batch k"] | None = None
+    tokens: TokenScores | None = None
 
 
 @dataclass(frozen=True)
@@ -177,7 +246,10 @@ class Targets:
         weights: see `PairScores`.
         strengths: see `PairScores`.
         annotators: see `PairScores`.
+        margins: see `PairScores`.
+        companions: `[texts, 4]`: index of the text in the flat scores, entry, label, and auxiliary part.
         ranks: see `ListScores`.
+        ratings: see `ListScores`.
         labels: see `LabelScores`.
     """
 
@@ -188,7 +260,10 @@ class Targets:
     weights: Float[Tensor, " batch"] | None = None
     strengths: Float[Tensor, " batch"] | None = None
     annotators: Int[Tensor, " batch"] | None = None
+    margins: Float[Tensor, " batch"] | None = None
+    companions: Int[Tensor, "texts 4"] | None = None
     ranks: Int[Tensor, "batch k"] | None = None
+    ratings: Float[Tensor, "batch k"] | None = None
     labels: Bool[Tensor, " batch"] | None = None
 
     def to(self, device: torch.device | str) -> Targets:
@@ -203,7 +278,7 @@ class Targets:
 
     def view(self, scores: ResponseScores) -> Scores:
         """The scores as the objective takes them."""
-        policy, ref, lengths = scores.policy_logps, scores.ref_logps, scores.lengths
+        policy, ref, lengths, tokens = scores.policy_logps, scores.ref_logps, scores.lengths, scores.tokens
         match self.form:
             case "pairs":
                 chosen, rejected = self.index.unbind(1)
@@ -218,6 +293,10 @@ class Targets:
                     weights=self.weights,
                     strengths=self.strengths,
                     annotators=self.annotators,
+                    margins=self.margins,
+                    chosen_tokens=tokens and tokens.of(chosen, lengths),
+                    rejected_tokens=tokens and tokens.of(rejected, lengths),
+                    companions=self._companions(scores),
                 )
             case "lists":
                 mask = self.index >= 0
@@ -230,6 +309,8 @@ class Targets:
                     ref_logps=None if ref is None else ref[index],
                     lengths=lengths[index],
                     weights=self.weights,
+                    ratings=self.ratings,
+                    tokens=tokens and _in_lists(tokens.of(self.index[mask], lengths), mask),
                 )
             case "labels":
                 own, other = self.index.unbind(1)
@@ -252,3 +333,41 @@ class Targets:
                     ref_logps=None if ref is None else ref[own],
                     weights=self.weights,
                 )
+
+    def _companions(self, scores: ResponseScores) -> tuple[Companions, ...]:
+        """The texts of each auxiliary part, in the order of the parts."""
+        if self.companions is None:
+            return ()
+        found = []
+        for part in range(int(self.companions[:, 3].max()) + 1 if len(self.companions) else 0):
+            place, entry, label = self.companions[self.companions[:, 3] == part][:, :3].unbind(1)
+            last, mean = _pooled(scores, place)
+            ref = scores.ref_logps
+            found.append(
+                Companions(
+                    scores.policy_logps[place],
+                    scores.lengths[place],
+                    entry,
+                    label,
+                    ref_logps=None if ref is None else ref[place],
+                    last_states=last,
+                    mean_states=mean,
+                )
+            )
+        return tuple(found)
+
+
+def _pooled(scores: ResponseScores, responses: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Last hidden state, and mean of the hidden states, of some responses."""
+    if scores.tokens is None or scores.tokens.states is None:
+        return None, None
+    tokens, counts = scores.tokens.of(responses, scores.lengths), scores.lengths[responses]
+    assert tokens.states is not None
+    sums = tokens.states.new_zeros(len(responses), tokens.states.shape[1]).index_add(0, tokens.response, tokens.states)
+    return tokens.states[counts.cumsum(0) - 1], sums / counts[:, None]
+
+
+def _in_lists(tokens: TokenScores, mask: Tensor) -> TokenScores:
+    """Tokens of the responses where the mask is True, counted by place in the lists."""
+    places = mask.flatten().nonzero()[:, 0]
+    return replace(tokens, response=places[tokens.response])

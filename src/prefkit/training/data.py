@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,9 +28,9 @@ from prefkit.training import processes
 from prefkit.training.arrow import Rows, RowWriter
 from prefkit.training.progress import counting
 from prefkit.training.storage import logger, replacing, seal, sealed, sweep, unfinished
-from prefkit.training.targets import SCHEMA, PairingOptions, Selection, Selector, collate_entries
+from prefkit.training.targets import SCHEMA, Accompany, PairingOptions, Selection, Selector, collate_entries
 
-_FORMAT = "1"
+_FORMAT = "2"
 """Part of every cache key; changes with the layout of the files."""
 
 _ENTRY = "_entry"
@@ -161,6 +161,7 @@ def prepare(
     form: Form,
     needs: frozenset[str] = frozenset(),
     pairing: PairingOptions | None = None,
+    accompany: Accompany | None = None,
     cache: Path,
     skipped: Path | None = None,
     progress: bool = False,
@@ -176,6 +177,7 @@ def prepare(
         form: what the objective compares.
         needs: what else the objective needs.
         pairing: how comparisons become pairs.
+        accompany: further texts that are scored with each pair; see `Objective.accompany`.
         cache: where files are kept.
         skipped: file to which comparisons that are set aside are added, one JSON object a line with `source`,
             `line`, `field` and `problem`.
@@ -186,7 +188,9 @@ def prepare(
     """
     pairing = pairing or PairingOptions()
     encodings, entries, given, key, count, annotators = processes.in_first(
-        lambda: _prepare(scorer, comparisons, form, needs, pairing, cache, skipped, progress)
+        lambda: _prepare(
+            scorer, comparisons, lambda: Selector(form, needs, pairing, accompany), cache, skipped, progress
+        )
     )
     return TrainingData(Rows(encodings), Rows(entries), form, given, key, count, annotators)
 
@@ -194,16 +198,14 @@ def prepare(
 def _prepare(
     scorer: Scorer,
     comparisons: Iterable[Comparison],
-    form: Form,
-    needs: frozenset[str],
-    pairing: PairingOptions,
+    selecting: Callable[[], Selector],
     cache: Path,
     skipped: Path | None,
     progress: bool,
 ) -> tuple[Path, Path, tuple[str, ...], str, int, tuple[str, ...]]:
     if iter(comparisons) is comparisons:
         raise PrefkitError("comparisons are read more than once: give a list or load_comparisons(...), not a generator")
-    selector = Selector(form, needs, pairing)
+    selector = selecting()
     with _Aside(skipped) as aside:
         path, content, given = _write_entries(selector, comparisons, cache, aside, progress)
         entries = Rows(path)
@@ -214,7 +216,7 @@ def _prepare(
         key = digest(_FORMAT, content, scorer.encoding_key())[:32]
         encodings, failures = cache / f"encodings-{key}.arrow", cache / f"failures-{key}.arrow"
         if sealed(encodings, "the encodings") is None or sealed(failures, "the reasons of failed encodings") is None:
-            selections = Selector(form, needs, pairing)(comparisons)
+            selections = selecting()(comparisons)
             chosen = (selection for selection in selections if isinstance(selection, Selection))
             _encode(scorer, counting(chosen, "encoding", len(entries), progress), encodings, failures)
         for failure in Rows(failures):
@@ -233,7 +235,7 @@ def _write_entries(
         Their file, a digest of the responses that they look at, and the columns that say something.
     """
     content, responses = hashlib.sha256(), hashlib.sha256()
-    given = [*_SAID[selector.form], *sorted(selector.needs & {"strengths", "annotators"})]
+    given = [*_SAID[selector.form], *sorted(selector.needs & _ASKED)]
     said = {"weights": False, "probabilities": False}
     cache.mkdir(parents=True, exist_ok=True)
     sweep(cache, age=_DAY)
@@ -261,6 +263,9 @@ def _write_entries(
         temporary.unlink(missing_ok=True)
     return path, responses.hexdigest(), (*given, *(name for name, something in said.items() if something))
 
+
+_ASKED = frozenset({"strengths", "annotators", "margins", "ratings"})
+"""Columns that entries have if the objective needs them."""
 
 _SAID: dict[Form, tuple[str, ...]] = {"pairs": (), "lists": ("ranks",), "labels": ("labels",), "demonstrations": ()}
 """What entries of a form always say."""

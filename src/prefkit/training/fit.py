@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import shutil
 import signal
 import threading
@@ -19,14 +20,14 @@ from transformers import TrainingArguments
 
 from prefkit.comparisons import Comparison
 from prefkit.errors import OptionError
-from prefkit.objectives import Objective, Scorer
+from prefkit.objectives import SCORED, Objective, PairObjective, Scorer
 from prefkit.training import checkpoints, processes
 from prefkit.training.data import TrainingData, prepare
 from prefkit.training.options import TrainingOptions
 from prefkit.training.progress import bar
 from prefkit.training.reference import reference_scores
 from prefkit.training.run import Run
-from prefkit.training.storage import cache_folder, explaining, logger, sweep
+from prefkit.training.storage import cache_folder, explaining, logger, sweep, write_text
 from prefkit.training.targets import PairingOptions
 from prefkit.training.trainer import PreferenceTrainer
 
@@ -95,6 +96,7 @@ def fit(
         "training": options.model_dump(mode="json"),
     }
     _check(scorer, options, evaluation)
+    scorer.provide(objective.needs & SCORED)
     arguments = _arguments(options, run, evaluation is not None)
     processes.in_first(lambda: _open(run, config, options, resume))
 
@@ -102,6 +104,7 @@ def fit(
     module.to(arguments.device)
     objective.to(arguments.device)
     objective.batch_mean = processes.mean
+    _check_weights(objective, options)
 
     def load(source: Iterable[Comparison]) -> TrainingData:
         data = prepare(
@@ -110,6 +113,7 @@ def fit(
             form=objective.form,
             needs=objective.needs,
             pairing=pairing,
+            accompany=objective.accompany if isinstance(objective, PairObjective) and objective.auxiliary else None,
             cache=folder,
             skipped=run.folder / "skipped.jsonl",
             progress=options.progress,
@@ -128,6 +132,8 @@ def fit(
     with explaining(folder, "free some space, or choose another cache"):
         data = load(comparisons)
         held_out = load(evaluation) if evaluation is not None else None
+    objective.prepare(data.annotators, processes.total)
+    objective.to(arguments.device)
     keys = {"training": data.content} | ({"evaluation": held_out.content} if held_out is not None else {})
     processes.in_first(lambda: run.check_data(keys))
     checkpoint = processes.in_first(lambda: _go_back(run, resume))
@@ -151,6 +157,9 @@ def fit(
             steps = trainer.fit(checkpoint)
         seconds = time.perf_counter() - begun
     _save(trainer, run)
+    trainer.write_rows(run.folder / "rows.csv")
+    if processes.rank() == 0 and (summary := objective.summary()):
+        write_text(run.folder / "objective.json", json.dumps(summary, indent=2) + "\n")
     lines = [line for line in run.metrics if "loss" in line]
     skipped = data.skipped + (held_out.skipped if held_out is not None else 0)
     return FitResult(run, steps, seconds, len(data), skipped, lines[-1] if lines else {})
@@ -170,6 +179,11 @@ def _check(scorer: Scorer, options: TrainingOptions, evaluation: Iterable[Compar
             raise OptionError(f"training.report_to: {name} is not installed; pip install {name}")
     if options.gradient_checkpointing and not getattr(scorer, "supports_gradient_checkpointing", False):
         raise OptionError("training.gradient_checkpointing does not apply: this model does not support it")
+
+
+def _check_weights(objective: Objective[Any], options: TrainingOptions) -> None:
+    if options.fsdp and any(True for _ in objective.parameters()):
+        raise OptionError(f"training.fsdp does not apply: objective '{objective.name}' trains weights of its own")
 
 
 def _arguments(options: TrainingOptions, run: Run, evaluate: bool) -> TrainingArguments:

@@ -6,6 +6,7 @@ demonstrations) that point at them. Nothing here knows how responses are encoded
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -14,7 +15,7 @@ import pyarrow as pa
 import torch
 from pydantic import Field
 
-from prefkit.comparisons import Comparison, Label, Ranking, RecordError
+from prefkit.comparisons import Companion, Comparison, Label, Ranking, Ratings, RecordError
 from prefkit.comparisons.pairing import labels, pairs, ranks
 from prefkit.errors import OptionError
 from prefkit.objectives import Form, Targets
@@ -42,6 +43,9 @@ class PairingOptions(Options):
                 raise OptionError(f"pairing.{name} does not apply to an objective that takes {form}")
 
 
+Accompany: TypeAlias = Callable[[Comparison, int, int], Sequence[tuple[int, Companion]]]
+"""Makes the companions of a pair, each with the place of the objective's part that asks for it."""
+
 Entries: TypeAlias = dict[str, Any]
 """The entries of one comparison as a row of `SCHEMA`: one item a pair, list, label or demonstration."""
 
@@ -52,6 +56,9 @@ SCHEMA = pa.schema(
         "probabilities": pa.list_(pa.float32()),
         "strengths": pa.list_(pa.float32()),
         "annotators": pa.list_(pa.int32()),
+        "margins": pa.list_(pa.float32()),
+        "ratings": pa.list_(pa.list_(pa.float32())),
+        "companions": pa.list_(pa.list_(pa.int32())),
         "ranks": pa.list_(pa.list_(pa.int32())),
         "labels": pa.list_(pa.bool_()),
         "responses": pa.int32(),
@@ -76,6 +83,7 @@ class Selector:
         form: what the objective compares.
         needs: what else it needs; see `Objective.needs`.
         pairing: how pairs are made.
+        accompany: further texts of a pair; see `Objective.accompany`.
 
     Attributes:
         annotators: names of the annotators, in the order of their indices.
@@ -84,9 +92,11 @@ class Selector:
         OptionError: a pairing option does not apply to the form.
     """
 
-    def __init__(self, form: Form, needs: frozenset[str], pairing: PairingOptions) -> None:
+    def __init__(
+        self, form: Form, needs: frozenset[str], pairing: PairingOptions, accompany: Accompany | None = None
+    ) -> None:
         pairing.check(form)
-        self.form, self.needs, self.pairing = form, needs, pairing
+        self.form, self.needs, self.pairing, self.accompany = form, needs, pairing, accompany
         self.annotators: dict[str, int] = {}
         self._take: Callable[[Comparison], Selection] = {
             "pairs": self._pairs,
@@ -136,13 +146,27 @@ class Selector:
                 raise RecordError("the objective needs to know who judged", field="annotator")
             annotator = self.annotators.setdefault(comparison.annotator, len(self.annotators))
             entries["annotators"] = [annotator] * len(found)
-        return Selection(_keep(comparison, used), entries)
+        if "margins" in self.needs:
+            rewards = _rewards(comparison)
+            entries["margins"] = [rewards[pair.chosen] - rewards[pair.rejected] for pair in found]
+        extra: list[Companion] = []
+        if self.accompany is not None:
+            entries["companions"] = []
+            for entry, pair in enumerate(found):
+                for part, companion in self.accompany(comparison, pair.chosen, pair.rejected):
+                    entries["companions"].append([len(used) + len(extra), entry, companion.label, part])
+                    extra.append(companion)
+        return Selection(_keep(comparison, used, extra), entries)
 
     def _list(self, comparison: Comparison) -> Selection:
         order = list(ranks(comparison))
         if len(set(order)) == 1:
             raise RecordError("all responses are tied")
         entries: Entries = {"index": [list(range(len(order)))], "weights": [comparison.weight], "ranks": [order]}
+        if "ratings" in self.needs:
+            if not isinstance(comparison.judgement, Ratings):
+                raise RecordError("the objective needs a rating of each response", field="judgement")
+            entries["ratings"] = [list(comparison.judgement.values)]
         return Selection(comparison, entries)
 
     def _labels(self, comparison: Comparison) -> Selection:
@@ -194,10 +218,12 @@ def collate_entries(
     columns: dict[str, torch.Tensor] = {}
     for name in given:
         values = [value for row in rows for value in row[name]]
-        if name == "ranks":
+        if name in _WIDE:
             values = [value + [0] * (width - len(value)) for value in values]
         column = torch.tensor(values, dtype=_DTYPES[name])
-        columns[name] = column.reshape(len(values), width) if name == "ranks" else column
+        columns[name] = column.reshape(len(values), width) if name in _WIDE else column
+    if any(row.get("companions") is not None for row in rows):
+        columns["companions"] = _companions(rows)
     owners = [place for place, row in zip(places, rows, strict=True) for _ in row["index"]]
     padded = [entry + [-1] * (width - len(entry)) for entry in index]
     return Targets(
@@ -208,7 +234,23 @@ def collate_entries(
     )
 
 
+def _companions(rows: Sequence[Mapping[str, Any]]) -> torch.Tensor:
+    """The companions of all rows, counted as the flat scores and the entries of the batch are."""
+    found: list[list[int]] = []
+    response = entry = 0
+    for row in rows:
+        found.extend([response + place, entry + own, label, part] for place, own, label, part in row["companions"])
+        response += row["responses"]
+        entry += len(row["index"])
+    return torch.tensor(found, dtype=torch.long).reshape(len(found), 4)
+
+
+_WIDE = ("ranks", "ratings")
+"""Columns with one value a place of a list."""
+
 _DTYPES = {
+    "margins": torch.float32,
+    "ratings": torch.float32,
     "weights": torch.float32,
     "probabilities": torch.float32,
     "strengths": torch.float32,
@@ -218,20 +260,36 @@ _DTYPES = {
 }
 
 
-def _keep(comparison: Comparison, places: Sequence[int], extra: Sequence[Any] = ()) -> Comparison:
-    """A comparison of some of the responses, in their order, and of `extra` responses to the same prompt."""
+def _keep(comparison: Comparison, places: Sequence[int], extra: Sequence[Companion] = ()) -> Comparison:
+    """A comparison of some of the responses, in their order, and of further texts."""
     if not extra and len(places) == len(comparison.responses):
         return comparison
-    responses = tuple(comparison.responses[place] for place in places) + tuple(extra)
+    responses = tuple(comparison.responses[place] for place in places) + tuple(text.response for text in extra)
     prompts = comparison.prompts
-    if comparison.joint:
-        prompts = tuple(prompts[place] for place in places) + (prompts[places[0]],) * len(extra)
+    if comparison.joint or any(text.prompt != comparison.prompt_of(places[0]) for text in extra):
+        prompts = tuple(comparison.prompt_of(place) for place in places) + tuple(text.prompt for text in extra)
     steps = comparison.steps
     if steps is not None:
         steps = tuple(steps[place] for place in places) + (None,) * len(extra)
     # The judgement is in the entries by now; this one only has to fit the number of responses.
     judgement = Label(True) if len(responses) == 1 else Ranking((0,) * len(responses))
     return replace(comparison, prompts=prompts, responses=responses, steps=steps, judgement=judgement)
+
+
+def _rewards(comparison: Comparison) -> Sequence[float]:
+    """A reward model's reward of each response: the field `rewards`, or else the ratings."""
+    given = comparison.extra.get("rewards")
+    if given is None and isinstance(comparison.judgement, Ratings):
+        return comparison.judgement.values
+    if not isinstance(given, list | tuple) or len(given) != len(comparison.responses):
+        raise RecordError(
+            "the objective needs a reward model's reward of each response: a list 'rewards', or ratings",
+            field="rewards",
+        )
+    rewards = [float(reward) for reward in given]
+    if not all(math.isfinite(reward) for reward in rewards):
+        raise RecordError(f"rewards must be finite numbers, got {rewards}", field="rewards")
+    return rewards
 
 
 def _with_next_response(selections: Iterable[Selection | RecordError]) -> Iterator[Selection | RecordError]:
@@ -260,7 +318,7 @@ def _with_next_response(selections: Iterable[Selection | RecordError]) -> Iterat
 def _with_response_of(selection: Selection, other: Selection, turn: int) -> Selection:
     comparison, responses = selection.comparison, other.comparison.responses
     # Taking turns, so that the order in which a source lists its responses does not decide whether they are good.
-    mismatched = responses[turn % len(responses)]
+    mismatched = Companion(comparison.prompt_of(0), responses[turn % len(responses)])
     count = len(comparison.responses)
     entries = {
         **selection.entries,

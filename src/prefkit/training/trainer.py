@@ -7,6 +7,7 @@ over processes and steps does not change the numbers.
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -33,7 +34,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_utils import EvalLoopOutput
 
 from prefkit.errors import PrefkitError
-from prefkit.objectives import Objective, ResponseScores, Scorer, TokenScores
+from prefkit.objectives import SCORED, Objective, ResponseScores, Scorer
 from prefkit.training import checkpoints, processes
 from prefkit.training.data import Batch, Batches, TrainingData
 from prefkit.training.metrics import Meter, measure
@@ -80,6 +81,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is untyp
         self.batches = Batches(len(data), arguments.per_device_train_batch_size, arguments.seed if shuffle else None)
         self.keep_checkpoints = keep_checkpoints
         self._update: list[tuple[Tensor, Tensor]] = []
+        self._rows: dict[str, dict[int, float]] = {name: {} for name in objective.row_figures()}
         self._window: Tensor | None = None
         course = _Course(self, shown or bar(False))
         super().__init__(model=scorer, args=arguments, train_dataset=data, eval_dataset=evaluation, callbacks=[course])
@@ -153,6 +155,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is untyp
         """This process's part of the loss of an update."""
         losses, figures = self._losses(model, inputs)
         self.meter.add(figures)
+        for name, kept in self._rows.items():
+            kept.update(zip(inputs["targets"].rows.tolist(), figures[name].tolist(), strict=True))
         self._update.append((losses.detach(), inputs["targets"].rows))
         # Gradients are averaged over the processes, and what is wanted is their sum.
         loss: Tensor = losses.sum() * (processes.count() / num_items_in_batch)  # type: ignore[operator]  # always given
@@ -160,9 +164,12 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is untyp
 
     def _losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         scores = _with_reference(model(batch["inputs"]), batch)
+        if not self.objective.needs & SCORED:
+            scores = replace(scores, tokens=None)
         view = batch["targets"].to(scores.policy_logps.device).view(scores)
         losses = self.objective(view)
-        return losses, measure(view, losses, self.objective.rewards(view))
+        figures = measure(view, losses, self.objective.rewards(view)) | self.objective.figures()
+        return losses, figures
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Any:
         """The gradients' norm, known after the last backward pass of an update and before the weights change.
@@ -170,6 +177,11 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is untyp
         Raises:
             PrefkitError: a loss, or the gradient, is not finite; names the rows.
         """
+        if processes.count() > 1:
+            for weight in self.objective.parameters():
+                # The model's gradients are averaged over the processes by DDP; nothing wraps the objective.
+                if weight.grad is not None:
+                    weight.grad = processes.total(weight.grad) / processes.count()
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         update, self._update = self._update, []
         seen = sum((losses.sum() for losses, _ in update), torch.as_tensor(norm, device=self.args.device))
@@ -221,6 +233,39 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is untyp
             line = {"step": self.state.global_step, "epoch": self.state.epoch, **logs}
             with explaining(self.metrics, "free some space and resume the run"), self.metrics.open("a") as file:
                 file.write(json.dumps(line) + "\n")
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimizer of the scorer's weights and of those that the objective trains."""
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*(() if model is None else (model,)))
+        own = [weight for weight in self.objective.parameters() if weight.requires_grad]
+        known = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+        if own and id(own[0]) not in known:
+            optimizer.add_param_group({"params": own})
+        return optimizer
+
+    def write_rows(self, path: Path) -> None:
+        """Write the last figures of each row that the objective wants kept, if it wants any."""
+        if not self._rows:
+            return
+        part = path.with_name(f".{path.stem}.{processes.rank()}.json")
+        part.write_text(json.dumps(self._rows), encoding="utf-8")
+        processes.wait()
+        if self.is_world_process_zero():
+            parts = [path.with_name(f".{path.stem}.{rank}.json") for rank in range(processes.count())]
+            kept = [json.loads(each.read_text(encoding="utf-8")) for each in parts]
+            joined = {
+                name: {int(row): value for one in kept for row, value in one[name].items()} for name in self._rows
+            }
+            rows = sorted(set().union(*joined.values()))
+            with path.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(["row", "place", *joined])
+                writer.writerows(
+                    [row + 1, self.data.where(row), *(joined[name].get(row) for name in joined)] for row in rows
+                )
+            for each in parts:
+                each.unlink()
+        processes.wait()
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -328,7 +373,7 @@ def _with_reference(scores: ResponseScores, batch: Batch) -> ResponseScores:
         return scores
     tokens = scores.tokens
     if tokens is not None and batch["ref_token_logps"] is not None:
-        tokens = TokenScores(tokens.policy_logps, tokens.response, batch["ref_token_logps"])
+        tokens = replace(tokens, ref_logps=batch["ref_token_logps"])
     return replace(scores, ref_logps=batch["ref_logps"], tokens=tokens)
 
 
