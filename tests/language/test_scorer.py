@@ -290,3 +290,35 @@ def test_save_loads_with_from_pretrained(tmp_path: Any, inputs: dict[str, Tensor
     scorer.save(tmp_path)
     with torch.no_grad():
         assert torch.equal(load_scorer(str(tmp_path))(inputs).policy_logps, scorer(inputs).policy_logps)
+
+
+@pytest.mark.parametrize("style", ["llama", "gpt2", "gemma3", "mamba"])
+def test_states_of_tokens_are_those_of_separate_passes(style: str) -> None:
+    """The last hidden state at each response token, the last one included, with scores and gradients unchanged."""
+    model = build(style)
+    groups = some_groups()
+    expected = []
+    for prompt, responses in groups:
+        for response in responses:
+            ids = torch.tensor([prompt + response])
+            states = model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states[-1]
+            expected.append(states[0, len(prompt) :])
+    scorer = LanguageScorer(model, words())
+    plain = scorer(pack(groups))
+    scorer.provide(frozenset({"tokens", "states"}))
+    scores = scorer(pack(groups, whole=True))
+    assert scores.tokens is not None
+    assert scores.tokens.states is not None
+    torch.testing.assert_close(scores.policy_logps, plain.policy_logps, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(scores.tokens.states, torch.cat(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_a_need_that_text_has_no_answer_to_is_refused() -> None:
+    with pytest.raises(OptionError, match="no denoising"):
+        LanguageScorer(build("llama"), words()).provide(frozenset({"denoising"}))
+
+
+def test_neighbours_with_one_prompt_share_it() -> None:
+    scorer = LanguageScorer(build("llama"), words())
+    comparison = Comparison(("w5 w6", "w5 w6", "w7"), ("w10 w11", "w12", "w13"), Winner(0))
+    assert scorer.collate([scorer.encode(comparison)])["group_sizes"].tolist() == [2, 1]

@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,11 @@ from safetensors.torch import load_file
 from tests.training.tiny_domain import LetterScorer, comparisons
 from torch.nn.functional import logsigmoid
 
-from prefkit.comparisons import Comparison, Label, Ranking
-from prefkit.errors import OptionError, PrefkitError
-from prefkit.objectives import make_objective
-from prefkit.training import FitResult, Run, TrainingOptions, fit
+from prefkit.comparisons import Companion, Comparison, Label, Ranking, Ratings
+from prefkit.errors import OptionError, PrefkitError, RecordError
+from prefkit.objectives import Companions, PairObjective, Part, Stateful, make_objective
+from prefkit.training import FitResult, PairingOptions, Run, TrainingOptions, fit
+from prefkit.training.targets import Selection, Selector
 
 OPTIONS: dict[str, Any] = {"batch_size": 4, "learning_rate": 1e-2, "log_every": 1, "save_every": 3, "progress": False}
 
@@ -317,3 +320,83 @@ def test_the_terminal_is_told_how_to_go_on(tmp_path: Path, caplog: pytest.LogCap
     assert "the last checkpoint is that of step 3; go on with --resume" in caplog.text
     assert signal.getsignal(signal.SIGTERM) is before
     assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 4
+
+
+class Taught(Stateful):
+    """An auxiliary term with a weight of its own: the log-probability of its companions is to be explained by it."""
+
+    row_figures = ("guess",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.guess = torch.nn.Parameter(torch.zeros(()))
+        self.register_buffer("seen", torch.zeros(()))
+
+    def prepare(self, annotators: Sequence[str]) -> None:
+        assert list(annotators) == []
+
+    def summary(self) -> dict[str, Any]:
+        return {"seen": float(self.seen)}
+
+    def forward(self, companions: Companions, pairs: int) -> torch.Tensor:
+        error = (companions.policy_logps.detach() - self.guess) ** 2 * companions.label
+        self.figures = {"guess": self.guess.detach().expand(pairs)}
+        if self.training and torch.is_grad_enabled():
+            self.seen += self.total(torch.tensor(float(len(error))))
+        return error.new_zeros(pairs).index_add(0, companions.entry, error)
+
+
+def echo(comparison: Comparison, chosen: int, rejected: int) -> list[Companion]:
+    """Each response answers the other one."""
+    sides = [str(comparison.responses[place]) for place in (chosen, rejected)]
+    return [Companion(sides[0], sides[1], 2), Companion(sides[1], sides[0], 1)]
+
+
+def taught() -> PairObjective:
+    dpo = make_objective("dpo")
+    assert isinstance(dpo, PairObjective)
+    return PairObjective(
+        dpo.reward, dpo.link, auxiliary=[Part("taught", Taught, companions=echo).made()], name="taught"
+    )
+
+
+def test_parts_with_weights_and_companions_are_trained_kept_and_restored(tmp_path: Path) -> None:
+    whole = taught()
+    result = train(tmp_path, objective=whole, epochs=2)
+    part = whole.stateful[0]
+    assert isinstance(part, Taught)
+    assert float(part.guess.detach()) < -0.02
+    assert float(part.seen) == 2 * 13 * 2
+    assert json.loads((result.run.folder / "objective.json").read_text()) == {"taught": {"seen": 52.0}}
+    rows = (result.run.folder / "rows.csv").read_text().splitlines()
+    assert rows[0] == "row,place,guess"
+    assert len(rows) == 14
+    assert rows[1].startswith("1,pairs.jsonl:1,")
+    assert "guess" in result.metrics
+
+    resumed = taught()
+    (tmp_path / "run" / "model" / "model.safetensors").unlink()
+    last = sorted((tmp_path / "run" / "checkpoints").iterdir(), key=lambda path: int(path.name.split("-")[1]))[-1]
+    shutil.rmtree(last)
+    train(tmp_path, objective=resumed, epochs=2, resume=True)
+    again = resumed.stateful[0]
+    assert isinstance(again, Taught)
+    assert torch.equal(again.guess, part.guess)
+    assert torch.equal(again.seen, part.seen)
+
+
+def test_an_objective_with_weights_is_not_sharded(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="objective 'taught' trains weights of its own"):
+        train(tmp_path, objective=taught(), fsdp=True)
+
+
+def test_margins_come_from_rewards_or_ratings(tmp_path: Path) -> None:
+    bare = comparisons(1)[0]
+    given = replace(bare, extra={"rewards": [0.5, -1.0]})
+    rated = replace(bare, judgement=Ratings((4.0, 1.0)))
+    short = replace(bare, extra={"rewards": [0.5]})
+    selector = Selector("pairs", frozenset({"margins"}), PairingOptions())
+    found = list(selector([given, rated, short, bare]))
+    assert [one.entries["margins"] for one in found if isinstance(one, Selection)] == [[1.5], [3.0]]
+    refused = [one for one in found if isinstance(one, RecordError)]
+    assert [error.field for error in refused] == ["rewards", "rewards"]
