@@ -360,6 +360,8 @@ class _Course(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         control.should_log |= state.global_step >= state.max_steps
+        # The Trainer knows of the model's gradients only.
+        self._trainer.objective.zero_grad()
         self._bar.update(self._task, completed=state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
