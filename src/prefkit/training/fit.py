@@ -96,6 +96,7 @@ def fit(
         "training": options.model_dump(mode="json"),
     }
     _check(scorer, options, evaluation)
+    _check_weights(objective, options)
     scorer.provide(objective.needs & SCORED)
     arguments = _arguments(options, run, evaluation is not None)
     processes.in_first(lambda: _open(run, config, options, resume))
@@ -104,7 +105,6 @@ def fit(
     module.to(arguments.device)
     objective.to(arguments.device)
     objective.batch_mean = processes.mean
-    _check_weights(objective, options)
 
     def load(source: Iterable[Comparison]) -> TrainingData:
         data = prepare(
