@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from prefkit.comparisons import Comparison
 from prefkit.language import LanguageScorer, ModelOptions, load_scorer
+from prefkit.language.scorer import multiplies_bf16
 from prefkit.report import Table
 
 KINDS = {
@@ -50,7 +51,8 @@ def profile(workload: Path, *, bf16: bool) -> Table:
         )
         spent[kind] += event.self_cpu_time_total
     total = sum(spent.values())
-    reached, peak = counter.get_total_flops() / seconds, matrix_peak(torch.bfloat16 if bf16 else torch.float32)
+    half = bf16 and multiplies_bf16(torch.device("cpu"))
+    reached, peak = counter.get_total_flops() / seconds, matrix_peak(torch.bfloat16 if half else torch.float32)
     shares = [[kind, f"{time / total:.0%}"] for kind, time in spent.most_common()]
     speed = [
         ["matrix speed reached", f"{reached / 1e9:.0f} GFLOP/s"],
