@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from bench.objectives import costs
 from bench.profile import profile
 from prefkit.language.scorer import multiplies_bf16
 from prefkit.report import Table
@@ -66,6 +67,7 @@ def main() -> None:
     )
     parser.add_argument("--only", help="cases whose name contains this")
     parser.add_argument("--no-profile", action="store_true")
+    parser.add_argument("--no-objectives", action="store_true", help="leave out what each objective costs")
     args = parser.parse_args()
     if not (args.yardstick / "trl_dpo.py").is_file():
         sys.exit(f"{args.yardstick} holds no trl_dpo.py: give the folder of the peer's scripts with --yardstick")
@@ -105,6 +107,8 @@ def main() -> None:
     if not args.no_profile:
         for name, bf16 in (("small", True), ("small", False), ("medium", True)):
             console.print(profile(_workload(name, args.yardstick), bf16=bf16))
+    if not args.no_objectives:
+        console.print(costs(_workload("small", args.yardstick)))
 
 
 def _result(case: Case, ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,0 +1,62 @@
+"""What an objective costs: training time of every named method over that of DPO, on the same comparisons in one run."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+from pathlib import Path
+
+from prefkit.comparisons import Comparison, Ratings
+from prefkit.errors import PrefkitError
+from prefkit.language import LanguageScorer, ModelOptions, load_scorer
+from prefkit.objectives import PRESETS, make_objective
+from prefkit.report import Table
+from prefkit.training import TrainingOptions, fit
+
+STEPS, BATCH = 6, 4
+
+
+def costs(workload: Path, repeats: int = 3) -> Table:
+    """One row a method: median of the ratios of its time to that of DPO, run before and after it."""
+    model = str(workload / "model")
+    scorer = load_scorer(ModelOptions(path=model, reference=model))
+    rows = [json.loads(line) for line in (workload / "pairs.jsonl").open()][: STEPS * BATCH]
+    comparisons = [_said_in_every_way(row) for row in rows]
+    shown = []
+    for kind in sorted(PRESETS):
+        ratios = []
+        try:
+            for _ in range(repeats):
+                before, own, after = (_seconds(scorer, comparisons, each) for each in ("dpo", kind, "dpo"))
+                ratios.append(2 * own / (before + after))
+        except PrefkitError as error:
+            shown.append([kind, "", str(error).splitlines()[0][:70]])
+            continue
+        spread = f"{min(ratios):.2f}-{max(ratios):.2f}"
+        shown.append([kind, f"{statistics.median(ratios):.2f}x", spread])
+    return Table(["objective", "time of DPO's", "range"], shown, f"Cost of objectives, {workload.name}, fp32")
+
+
+def _said_in_every_way(row: dict[str, str]) -> Comparison:
+    """A pair with everything that some method reads."""
+    return Comparison(
+        (row["prompt"],),
+        (row["chosen"], row["rejected"]),
+        Ratings((2.0, 1.0)),
+        annotator="one",
+        rationale=row["chosen"],
+        steps=tuple((text,) for text in (row["chosen"], row["rejected"])),
+        extra={"rewards": [1.0, 0.0]},
+    )
+
+
+def _seconds(scorer: LanguageScorer, comparisons: list[Comparison], kind: str) -> float:
+    objective = make_objective(kind)
+    cache = Path(tempfile.gettempdir(), "prefkit-bench")
+    with tempfile.TemporaryDirectory() as folder:
+        options = TrainingOptions(
+            batch_size=BATCH, max_steps=STEPS, learning_rate=1e-6, save_every=0, progress=False, log_every=STEPS
+        )
+        result = fit(scorer, comparisons, objective, output=Path(folder, "run"), cache=cache, options=options)
+    return result.seconds
