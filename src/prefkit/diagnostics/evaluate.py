@@ -105,6 +105,7 @@ def evaluate(
     strategy: Strategy = "all",
     min_margin: float = 0.0,
     beta: float = 1.0,
+    per_token: bool = True,
     generator: np.random.Generator | None = None,
 ) -> Evaluation:
     """Score comparisons and measure how well the policy ranks their responses.
@@ -119,6 +120,7 @@ def evaluate(
         strategy: which pairs are taken from comparisons of more than two responses.
         min_margin: leave out pairs whose ratings differ by less.
         beta: scale of the implicit reward, above 0.
+        per_token: also rank by score a token, which means something for log-probabilities, not for rewards.
         generator: source of randomness of the intervals; a fresh one seeded with 0 by default.
 
     Raises:
@@ -154,6 +156,8 @@ def evaluate(
             f"{len(skipped)} set aside{first}"
         )
     scores = _pair_scores(parts, index)
+    if not per_token:
+        scores = replace(scores, chosen_lengths=None, rejected_lengths=None)
     figures = pair_figures(scores, beta)
     clusters = np.array(prompts)
     return Evaluation(

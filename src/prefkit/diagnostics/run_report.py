@@ -28,6 +28,12 @@ PANELS: Mapping[str, Mapping[str, str]] = {
         "eval_chosen_logp": "chosen, held out",
         "eval_rejected_logp": "rejected, held out",
     },
+    "Reward": {
+        "chosen_reward": "chosen",
+        "rejected_reward": "rejected",
+        "eval_chosen_reward": "chosen, held out",
+        "eval_rejected_reward": "rejected, held out",
+    },
     "KL estimate (nats)": {"kl": "training", "eval_kl": "held out"},
 }
 """The plots of a run: the metrics that each one draws, and what the lines are called."""

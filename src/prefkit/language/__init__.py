@@ -8,10 +8,11 @@ os.environ.setdefault("LRU_CACHE_CAPACITY", "16")
 
 from prefkit.language.encoding import Encoder, EncodingOptions
 from prefkit.language.head import token_logps
-from prefkit.language.models import BUILTIN, LoraOptions, ModelOptions, load_scorer
+from prefkit.language.models import BUILTIN, LoraOptions, ModelOptions, is_reward_model, load_scorer
 from prefkit.language.packing import Layout, pack
-from prefkit.language.sampling import sample
-from prefkit.language.scorer import LanguageScorer, Precision
+from prefkit.language.reward import RewardScorer, annotate, encoded, load_reward
+from prefkit.language.sampling import sample, sampled_kl
+from prefkit.language.scorer import LanguageScorer, PackedScorer, Precision
 
 __all__ = [
     "BUILTIN",
@@ -21,9 +22,16 @@ __all__ = [
     "Layout",
     "LoraOptions",
     "ModelOptions",
+    "PackedScorer",
     "Precision",
+    "RewardScorer",
+    "annotate",
+    "encoded",
+    "is_reward_model",
+    "load_reward",
     "load_scorer",
     "pack",
     "sample",
+    "sampled_kl",
     "token_logps",
 ]

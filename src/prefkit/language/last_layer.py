@@ -63,8 +63,10 @@ def _lengthen(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], o
 
 
 def _padded(places: list[int], row: int, device: torch.device) -> Tensor:
-    # Padded as rows are, and for the same reason.
-    return torch.tensor(places + [row - 1] * (-len(places) % ROW_MULTIPLE), dtype=torch.long, device=device)
+    # Padded as rows are, and for the same reason; never empty, which a layer need not bear (prompts of one token leave
+    # nothing unread).
+    padding = -len(places) % ROW_MULTIPLE if places else ROW_MULTIPLE
+    return torch.tensor(places + [row - 1] * padding, dtype=torch.long, device=device)
 
 
 def _at(places: Tensor, value: Any, row: int) -> Any:

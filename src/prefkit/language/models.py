@@ -20,6 +20,9 @@ from prefkit.options import Options
 BUILTIN = "builtin"
 """Name of the small model that ships with the package."""
 
+REWARD_FILE = "reward.json"
+"""File by which a folder is known as that of a reward model; see `prefkit.language.reward`."""
+
 
 class LoraOptions(Options):
     """A low-rank adapter (Hu et al., 2021) that is trained instead of the model's own weights.
@@ -41,6 +44,7 @@ class ModelOptions(Options):
     """Which model, and how it is loaded.
 
     Args:
+        kind: `lm` scores responses by their log-probability; `reward` is a reward model, with a head on the model.
         path: folder or hub name of a causal language model or of a LoRA adapter; `builtin` is the packaged small model.
         reference: folder or hub name of the frozen reference; by default the policy as it is loaded.
         revision: branch, tag or commit of a hub name.
@@ -52,6 +56,7 @@ class ModelOptions(Options):
         trust_remote_code: run code that comes with the model. Off unless you have read that code.
     """
 
+    kind: Literal["lm", "reward"] = "lm"
     path: str = BUILTIN
     reference: str | None = None
     revision: str | None = None
@@ -75,18 +80,13 @@ def load_scorer(options: ModelOptions | str, encoding: EncodingOptions | None = 
     """
     if isinstance(options, str):
         options = ModelOptions(path=options)
-    policy = _load(options.path, options)
-    tokenizer = _tokenizer(options)
-    if not options.dropout:
-        _disable_dropout(policy)
-    if options.lora is not None:
-        if isinstance(policy, PeftModel):
-            policy = policy.merge_and_unload()
-        policy = _with_adapter(policy, options.lora)
+    if options.kind == "reward" or is_reward_model(options.path):
+        raise OptionError(f"'{options.path}' is to be a reward model: load it with load_reward, or with kind 'reward'")
+    policy = load_policy(options)
     reference = None if options.reference is None else _load(options.reference, options, trainable=False)
     return LanguageScorer(
         policy,
-        tokenizer,
+        load_tokenizer(options),
         reference,
         encoding=encoding,
         precision=options.precision,
@@ -94,12 +94,33 @@ def load_scorer(options: ModelOptions | str, encoding: EncodingOptions | None = 
     )
 
 
+def is_reward_model(path: str) -> bool:
+    """Whether a folder holds a reward model."""
+    return Path(resolve(path), REWARD_FILE).is_file()
+
+
+def load_policy(options: ModelOptions) -> Any:
+    """The model that is trained or measured, with a new adapter if one is asked for.
+
+    Raises:
+        OptionError: it cannot be found or loaded.
+    """
+    policy = _load(options.path, options)
+    if not options.dropout:
+        _disable_dropout(policy)
+    if options.lora is not None:
+        if isinstance(policy, PeftModel):
+            policy = policy.merge_and_unload()
+        policy = _with_adapter(policy, options.lora)
+    return policy
+
+
 def _load(name: str, options: ModelOptions, trainable: bool = True) -> Any:
-    path = _resolve(name)
+    path = resolve(name)
     try:
         if Path(path, "adapter_config.json").is_file():
             base = PeftConfig.from_pretrained(path).base_model_name_or_path
-            model = PeftModel.from_pretrained(_pretrained(_resolve(str(base)), options), path, is_trainable=trainable)
+            model = PeftModel.from_pretrained(_pretrained(resolve(str(base)), options), path, is_trainable=trainable)
         else:
             model = _pretrained(path, options)
     except (OSError, ValueError) as error:
@@ -120,10 +141,15 @@ def _pretrained(path: str, options: ModelOptions) -> PreTrainedModel:
     return model
 
 
-def _tokenizer(options: ModelOptions) -> PreTrainedTokenizerBase:
+def load_tokenizer(options: ModelOptions) -> PreTrainedTokenizerBase:
+    """The model's tokenizer.
+
+    Raises:
+        OptionError: it cannot be found or loaded.
+    """
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            _resolve(options.path),
+            resolve(options.path),
             revision=options.revision or "main",
             trust_remote_code=options.trust_remote_code,
         )
@@ -132,7 +158,8 @@ def _tokenizer(options: ModelOptions) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _resolve(name: str) -> str:
+def resolve(name: str) -> str:
+    """Folder or hub name of a model, that of the built-in one for `builtin`."""
     return str(model_path()) if name == BUILTIN else name
 
 

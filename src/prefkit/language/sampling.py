@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
 from prefkit.comparisons import Text
+from prefkit.errors import OptionError
 from prefkit.language.scorer import LanguageScorer
+from prefkit.objectives import score_all
 
 
 def sample(
@@ -32,16 +35,81 @@ def sample(
     Returns:
         The continuations without special tokens.
     """
-    policy, tokenizer = scorer.policy, scorer.tokenizer
     how = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}
+    tokens = _sampled(scorer, prompts, [seed] * len(prompts), max_new_tokens, how)
+    return [scorer.tokenizer.decode(written, skip_special_tokens=True) for _, written in tokens]
+
+
+def sampled_kl(
+    scorer: LanguageScorer,
+    reference: LanguageScorer,
+    prompts: Sequence[Text],
+    *,
+    samples: int = 16,
+    max_new_tokens: int = 64,
+    seed: int = 0,
+) -> float | None:
+    """KL(policy || reference) of a continuation, in nats, estimated from continuations that the policy writes.
+
+    The mean of log policy - log reference, which is unbiased and can be negative. It is that of the first
+    `max_new_tokens` tokens, or fewer where the policy ends earlier.
+
+    Args:
+        scorer: whose policy writes.
+        reference: whose reference it is compared with; may be the same scorer, if its reference is still there.
+        prompts: taken in turn until there are enough samples.
+        samples: number of continuations, at least 1.
+        max_new_tokens: tokens of a continuation at most.
+        seed: fixes the samples.
+
+    Returns:
+        The estimate; None if no prompt leaves room for a continuation.
+
+    Raises:
+        OptionError: samples is below 1.
+
+    Source: Schulman (2020), Approximating KL divergence, estimator k1.
+    """
+    if samples < 1:
+        raise OptionError(f"samples must be at least 1, got {samples}")
+    room = scorer.encoder.max_length
+    fitting = [p for p in prompts if room is None or len(scorer.encoder.prompt_tokens(p)) + max_new_tokens <= room]
+    if not fitting:
+        return None
+    asked = [fitting[number % len(fitting)] for number in range(samples)]
+    seeds = [seed * 1_000_003 + number for number in range(samples)]
+    written = _sampled(scorer, asked, seeds, max_new_tokens, _PURE)
+    ratios = []
+    for prompt, response in written:
+        encoded = [{"prompt_ids": [prompt], "response_ids": [response]}]
+        (own,) = score_all(scorer, encoded, batch_size=1)
+        (other,) = score_all(reference, encoded, batch_size=1, reference=True)
+        ratios.append(float(own.policy_logps - other.policy_logps))
+    return sum(ratios) / len(ratios)
+
+
+_PURE = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
+"""Samples from the policy itself, whatever settings a model brings along."""
+
+
+def _sampled(
+    scorer: LanguageScorer,
+    prompts: Sequence[Text],
+    seeds: Sequence[int],
+    max_new_tokens: int,
+    how: Mapping[str, Any],
+) -> list[tuple[list[int], list[int]]]:
+    """Tokens of each prompt and of the policy's continuation, the end-of-sequence token included."""
+    policy, tokenizer = scorer.policy, scorer.tokenizer
     training = policy.training
     policy.eval()
-    texts = []
+    found = []
     # generate() draws from the global generator only: it is seeded inside, and put back after.
     with torch.random.fork_rng(), torch.no_grad():
-        for prompt in prompts:
+        for prompt, seed in zip(prompts, seeds, strict=True):
             torch.manual_seed(seed)
-            ids = torch.tensor([scorer.encoder.prompt_tokens(prompt)], device=scorer.device)
+            tokens = scorer.encoder.prompt_tokens(prompt)
+            ids = torch.tensor([tokens], device=scorer.device)
             out = policy.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
@@ -49,6 +117,6 @@ def sample(
                 pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
                 **how,
             )
-            texts.append(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+            found.append((tokens, out[0, len(tokens) :].tolist()))
     policy.train(training)
-    return texts
+    return found

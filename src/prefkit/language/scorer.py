@@ -1,4 +1,4 @@
-"""The language scorer: log-probabilities of responses under a causal language model.
+"""Scorers on causal language models: what all of them share, and the log-probabilities of responses.
 
 One prompt and its responses are processed once, as a group of a packed row (see `packing`). A model whose attention
 cannot be shared that way takes the plain path, one padded sequence a response, with the same numbers.
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -42,32 +42,28 @@ def multiplies_bf16(device: torch.device) -> bool:
     return device.type != "cpu" or supported is None or bool(supported())
 
 
-_PROVIDED = frozenset({"tokens", "states"})
-"""What the scores can hold of what objectives need, see `prefkit.objectives.SCORED`."""
-
-
-class LanguageScorer(nn.Module):
-    """Scores responses by their log-probability under a causal language model.
+class PackedScorer(nn.Module):
+    """What every scorer on a causal language model shares: encoding, packed rows, precision, and the policy itself.
 
     Args:
         policy: the model to train or to measure, with or without a LoRA adapter.
         tokenizer: its tokenizer.
-        reference: a frozen model with the same vocabulary. Without one, the reference is the policy without its
-            adapter, or, for a policy without adapter, the policy as it was given, until it is trained.
         encoding: how texts become tokens.
         precision: `fp32`, or `bf16` for mixed precision (weights stay as they are, matrix products are in bfloat16). On
             a CPU that has no such products, they are computed as for `fp32`, which is exacter and faster there.
         shared: process a prompt once for all its responses; False takes the plain path.
 
     Raises:
-        OptionError: the vocabularies of policy, reference and tokenizer do not fit together.
+        OptionError: the vocabularies of policy and tokenizer do not fit together.
     """
+
+    provided: ClassVar[frozenset[str]]
+    """What the scores can hold of what objectives need, see `prefkit.objectives.SCORED`."""
 
     def __init__(
         self,
         policy: PreTrainedModel | PeftModel,
         tokenizer: PreTrainedTokenizerBase,
-        reference: PreTrainedModel | None = None,
         *,
         encoding: EncodingOptions | None = None,
         precision: Precision = "fp32",
@@ -75,16 +71,14 @@ class LanguageScorer(nn.Module):
     ) -> None:
         super().__init__()
         self.policy = policy
-        # The reference is no submodule: it is not trained, sharded or saved with the policy.
-        self._reference = (reference,) if reference is not None else ()
         self.tokenizer, self.precision = tokenizer, precision
         self.config = policy.config
         self.encoder = Encoder(tokenizer, getattr(self.config, "max_position_embeddings", None), encoding)
-        self._check_vocabulary(reference)
+        size, known = self.config.vocab_size, vocabulary_size(tokenizer)
+        if known > size:
+            raise OptionError(f"the tokenizer has {known} tokens, the model only {size}; they do not belong together")
         self._no_split_modules = getattr(_causal_lm(policy), "_no_split_modules", None)
-        self._trunks = {id(model): _Trunk(_causal_lm(model), shared) for model in (policy, *self._reference)}
-        self._untrained = _versions(policy)
-        self._key: tuple[tuple[int, ...], str] | None = None
+        self._trunks = {id(policy): Trunk(_causal_lm(policy), shared)}
         self._told = False
         self._wanted: frozenset[str] = frozenset()
 
@@ -92,12 +86,16 @@ class LanguageScorer(nn.Module):
         """See `Scorer.provide`.
 
         Raises:
-            OptionError: a language model's scores lack something that is needed.
+            OptionError: the scores lack something that is needed.
         """
-        missing = needs - _PROVIDED
+        missing = needs - self.provided
         if missing:
-            raise OptionError(f"scores of language models have no {', '.join(sorted(missing))}")
+            hint = "; train a reward model instead (model.kind: reward)" if "rewards" in missing else ""
+            raise OptionError(f"scores of {self.kind} have no {', '.join(sorted(missing))}{hint}")
         self._wanted = needs
+
+    kind: ClassVar[str]
+    """What messages call the scorer's model."""
 
     # -- encoding ---------------------------------------------------------------------------------------------------
 
@@ -120,9 +118,103 @@ class LanguageScorer(nn.Module):
             # Neighbours with one prompt share it.
             for prompt, same in groupby(zip(prompts, responses, strict=True), key=itemgetter(0)):
                 groups.append((prompt, [response for _, response in same]))
-        return pack(groups, whole="states" in self._wanted)
+        return pack(groups, whole=self._whole())
 
-    # -- scores -----------------------------------------------------------------------------------------------------
+    def _whole(self) -> bool:
+        """Whether the state at the last token of a response is wanted, too."""
+        return "states" in self._wanted
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self._computed_in() == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def _computed_in(self) -> Precision:
+        """The precision that the device has."""
+        if self.precision == "bf16" and not multiplies_bf16(self.device):
+            if not self._told:
+                logger.warning("this CPU has no products in bfloat16: precision=bf16 computes in float32")
+                self._told = True
+            return "fp32"
+        return self.precision
+
+    # -- what loops and frameworks ask of the module ----------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where the policy is."""
+        device: torch.device = next(self.policy.parameters()).device
+        return device
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether a prompt is processed once for all its responses."""
+        return self._trunks[id(self.policy)].shared
+
+    def save(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+        """Write the policy (or its adapter) and the tokenizer to a folder that `from_pretrained` loads.
+
+        Args:
+            folder: where to write.
+            state: the module's full state, where this process holds only a shard of it.
+        """
+        own = None
+        if state is not None:
+            own = {name.removeprefix("policy."): part for name, part in state.items() if name.startswith("policy.")}
+        self.policy.save_pretrained(folder, state_dict=own)
+        self.tokenizer.save_pretrained(folder)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """Compute activations again in the backward pass instead of keeping them."""
+        self.policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs or {"use_reentrant": False})
+        if isinstance(self.policy, PeftModel):
+            self.policy.enable_input_require_grads()
+
+    @property
+    def supports_gradient_checkpointing(self) -> bool:
+        """Whether the policy can do so."""
+        return bool(getattr(_causal_lm(self.policy), "supports_gradient_checkpointing", False))
+
+
+class LanguageScorer(PackedScorer):
+    """Scores responses by their log-probability under a causal language model.
+
+    Args:
+        policy: see `PackedScorer`, as are the other options.
+        tokenizer: its tokenizer.
+        reference: a frozen model with the same vocabulary. Without one, the reference is the policy without its
+            adapter, or, for a policy without adapter, the policy as it was given, until it is trained.
+        encoding: how texts become tokens.
+        precision: numbers in which matrix products are computed.
+        shared: process a prompt once for all its responses; False takes the plain path.
+
+    Raises:
+        OptionError: the vocabularies of policy, reference and tokenizer do not fit together.
+    """
+
+    provided = frozenset({"tokens", "states"})
+    kind = "language models"
+
+    def __init__(
+        self,
+        policy: PreTrainedModel | PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        reference: PreTrainedModel | None = None,
+        *,
+        encoding: EncodingOptions | None = None,
+        precision: Precision = "fp32",
+        shared: bool = True,
+    ) -> None:
+        super().__init__(policy, tokenizer, encoding=encoding, precision=precision, shared=shared)
+        # The reference is no submodule: it is not trained, sharded or saved with the policy.
+        self._reference = (reference,) if reference is not None else ()
+        if reference is not None:
+            size, other = self.config.vocab_size, reference.config.vocab_size
+            if other != size:
+                raise OptionError(f"policy and reference must have one vocabulary, got {size} and {other} tokens")
+            self._trunks[id(reference)] = Trunk(_causal_lm(reference), shared)
+        self._untrained = _versions(policy)
+        self._key: tuple[tuple[int, ...], str] | None = None
 
     def forward(self, inputs: Inputs) -> ResponseScores:
         """Log-probabilities of all responses of a packed batch under the policy."""
@@ -166,66 +258,22 @@ class LanguageScorer(nn.Module):
         totals = torch.zeros(len(lengths), device=logps.device).index_add(0, owner, logps)
         return ResponseScores(totals, lengths, tokens=TokenScores(logps, owner, states=states))
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self._computed_in() == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
-    def _computed_in(self) -> Precision:
-        """The precision that the device has."""
-        if self.precision == "bf16" and not multiplies_bf16(self.device):
-            if not self._told:
-                logger.warning("this CPU has no products in bfloat16: precision=bf16 computes in float32")
-                self._told = True
-            return "fp32"
-        return self.precision
+class _States(NamedTuple):
+    """Hidden states of a batch, and where in them to look.
 
-    # -- what loops and frameworks ask of the module ----------------------------------------------------------------
+    Args:
+        hidden: `[places, dim]`, the last states of all tokens.
+        predictors: `[tokens]`, the place whose state predicts each response token.
+        own: `[tokens]`, the place of each response token itself; None unless the row is whole.
+    """
 
-    @property
-    def device(self) -> torch.device:
-        """Where the policy is."""
-        device: torch.device = next(self.policy.parameters()).device
-        return device
-
-    @property
-    def shares_prompts(self) -> bool:
-        """Whether a prompt is processed once for all its responses."""
-        return self._trunks[id(self.policy)].shared
-
-    def save(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
-        """Write the policy (or its adapter) and the tokenizer to a folder that `from_pretrained` loads.
-
-        Args:
-            folder: where to write.
-            state: the module's full state, where this process holds only a shard of it.
-        """
-        own = None if state is None else {name.removeprefix("policy."): tensor for name, tensor in state.items()}
-        self.policy.save_pretrained(folder, state_dict=own)
-        self.tokenizer.save_pretrained(folder)
-
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-        """Compute activations again in the backward pass instead of keeping them."""
-        self.policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs or {"use_reentrant": False})
-        if isinstance(self.policy, PeftModel):
-            self.policy.enable_input_require_grads()
-
-    @property
-    def supports_gradient_checkpointing(self) -> bool:
-        """Whether the policy can do so."""
-        return bool(getattr(_causal_lm(self.policy), "supports_gradient_checkpointing", False))
-
-    def _check_vocabulary(self, reference: PreTrainedModel | None) -> None:
-        size, known = self.config.vocab_size, vocabulary_size(self.tokenizer)
-        if known > size:
-            raise OptionError(f"the tokenizer has {known} tokens, the model only {size}; they do not belong together")
-        if reference is not None and reference.config.vocab_size != size:
-            raise OptionError(
-                f"policy and reference must have one vocabulary, got {size} and {reference.config.vocab_size} tokens"
-            )
+    hidden: Tensor
+    predictors: Tensor
+    own: Tensor | None
 
 
-class _Trunk:
+class Trunk:
     """A causal language model, taken apart into the layers below the output layer and that layer."""
 
     def __init__(self, model: PreTrainedModel, share: bool) -> None:
@@ -245,7 +293,7 @@ class _Trunk:
             if share and _can_share(model):
                 try:
                     model.set_attn_implementation(attention.IMPLEMENTATION)
-                    self.shared = _agree(self._shared(probe)[0], expected, model.dtype)
+                    self.shared = _agree(self._logps(self._shared(probe), probe)[0], expected, model.dtype)
                 except attention.UnsupportedAttentionError:
                     self.shared = False
             if self.shared:
@@ -256,7 +304,7 @@ class _Trunk:
                     logger.warning(
                         f"{type(model).__name__} cannot share a prompt between responses: each is processed on its own"
                     )
-                if not _agree(self._plain(probe)[0], expected, model.dtype):
+                if not _agree(self._logps(self._plain(probe), probe)[0], expected, model.dtype):
                     raise OptionError(
                         f"the log-probabilities of {type(model).__name__} cannot be taken from its states"
                     )
@@ -268,7 +316,7 @@ class _Trunk:
             return
         handles = trim(layer)
         try:
-            if _agree(self._shared(probe)[0], expected, model.dtype):
+            if _agree(self._logps(self._shared(probe), probe)[0], expected, model.dtype):
                 return
         except Exception as error:  # whatever an unknown layer raises when it is given part of a row
             logger.debug(f"the last layer of {type(model).__name__} is computed whole: {error}")
@@ -277,9 +325,19 @@ class _Trunk:
 
     def score(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities of the response tokens of a packed batch, `[tokens]`, and in a whole row their states."""
-        return self._shared(inputs) if self.shared else self._plain(inputs)
+        return self._logps(self._shared(inputs) if self.shared else self._plain(inputs), inputs)
 
-    def _shared(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+    def last_states(self, inputs: Inputs) -> Tensor:
+        """The state at the last token of each response of a whole row, `[responses, dim]`, without the output layer."""
+        hidden, _, own = self._shared(inputs) if self.shared else self._plain(inputs)
+        assert own is not None
+        return hidden[own[inputs["response_lengths"].cumsum(0) - 1]]
+
+    def _logps(self, states: _States, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+        hidden, predictors, own = states
+        return self._head(hidden, predictors, inputs["targets"]), None if own is None else hidden[own]
+
+    def _shared(self, inputs: Inputs) -> _States:
         layout = _layout(inputs)
         ids = inputs["input_ids"]
         hidden = self.decoder(
@@ -290,14 +348,14 @@ class _Trunk:
             use_cache=False,
             layout=layout,
         ).last_hidden_state[0]
-        logps = self._head(hidden, torch.tensor(layout.predictors(), device=ids.device), inputs["targets"])
-        return logps, hidden[torch.tensor(layout.own(), device=ids.device)] if layout.whole else None
+        predictors = torch.tensor(layout.predictors(), device=ids.device)
+        return _States(hidden, predictors, torch.tensor(layout.own(), device=ids.device) if layout.whole else None)
 
-    def _plain(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+    def _plain(self, inputs: Inputs) -> _States:
         padded, mask, predictors = _unpacked(inputs)
         hidden = self.decoder(input_ids=padded, attention_mask=mask, use_cache=False).last_hidden_state.flatten(0, 1)
         # The state at a token stands one place behind the one that predicts it.
-        return self._head(hidden, predictors, inputs["targets"]), hidden[predictors + 1] if "whole" in inputs else None
+        return _States(hidden, predictors, predictors + 1 if "whole" in inputs else None)
 
     def _head(self, hidden: Tensor, predictors: Tensor, targets: Tensor) -> Tensor:
         count = len(targets)

@@ -1,5 +1,6 @@
 """Objectives: pure functions from scores to per-example losses, and the score types that they take."""
 
+from prefkit.objectives.auxiliary import centre
 from prefkit.objectives.compose import (
     DemonstrationObjective,
     LabelObjective,
@@ -35,7 +36,7 @@ from prefkit.objectives.noise import (
 from prefkit.objectives.parts import Part, Stateful
 from prefkit.objectives.presets import PRESETS, Preset, make_objective
 from prefkit.objectives.regularisers import average_sft, sft
-from prefkit.objectives.rewards import average_log_prob, average_log_ratio, log_odds, log_prob, log_ratio
+from prefkit.objectives.rewards import average_log_prob, average_log_ratio, log_odds, log_prob, log_ratio, score
 from prefkit.objectives.scorer import SCORED, Encoded, Inputs, Scorer, score_all
 from prefkit.objectives.scores import (
     Companions,
@@ -82,6 +83,7 @@ __all__ = [
     "average_log_ratio",
     "average_sft",
     "cdpo_loss",
+    "centre",
     "conservative",
     "cpo_loss",
     "dpo_loss",
@@ -105,6 +107,7 @@ __all__ = [
     "robust",
     "robust_loss",
     "robust_reward_model_loss",
+    "score",
     "score_all",
     "sft",
     "simpo_loss",

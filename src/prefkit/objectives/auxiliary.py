@@ -7,6 +7,38 @@ fields that it names, and gives one term a pair.
 
 from __future__ import annotations
 
-from prefkit.objectives.parts import catalogue
+from jaxtyping import Float
+from pydantic import Field, FiniteFloat
+from torch import Tensor
 
-AUXILIARY = catalogue()
+from prefkit.objectives.parts import Part, catalogue
+from prefkit.options import Options
+
+
+class CentreOptions(Options):
+    """Options of `centre`."""
+
+    weight: FiniteFloat = Field(0.01, ge=0, description="weight of the term; the default is TRL's advice")
+
+
+def centre(
+    chosen: Float[Tensor, " batch"], rejected: Float[Tensor, " batch"], *, weight: float = 0.01
+) -> Float[Tensor, " batch"]:
+    """weight * (chosen + rejected)^2: of all rewards that make the same choices, those with mean 0.
+
+    A choice depends on differences only, so without this term rewards may drift together.
+
+    Source: Eisenstein et al. 2023, Helping or herding? (arXiv 2312.09244).
+    """
+    return weight * (chosen + rejected) ** 2
+
+
+AUXILIARY = catalogue(
+    Part(
+        "centre",
+        centre,
+        ("policy_chosen_logps", "policy_rejected_logps"),
+        CentreOptions,
+        requires=frozenset({"rewards"}),
+    ),
+)

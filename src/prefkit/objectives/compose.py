@@ -36,7 +36,7 @@ class Objective(nn.Module, ABC, Generic[S]):
         needs: what a run must provide. From the data: "annotators", "strengths", "margins" (a reward model's),
             "ratings", "kl" (mismatched responses). From the scorer: "reference", "tokens", and of single tokens
             "states", "layers", "token_kl", "steps"; "joint" (prompts of joint comparisons are scored with their
-            responses).
+            responses); "rewards" (scores are a reward model's rewards, not log-probabilities).
         batch_mean: mean over the batch, for parts that need one; replaced by the mean over all processes where
             there are several.
     """

@@ -163,6 +163,13 @@ PRESETS: Mapping[str, Preset] = {
         },
         {"beta": 0.1},
     ),
+    "reward_model": Preset(
+        "pairs",
+        "likelihood of Bradley-Terry choices under the rewards of a reward model",
+        "Ouyang et al. 2022, arXiv 2203.02155, eq. 1",
+        {"reward": "score", "link": "logistic"},
+        {"beta": 1.0},
+    ),
     "plackett_luce": Preset(
         "lists",
         "DPO for rankings: likelihood of the order as a series of choices",

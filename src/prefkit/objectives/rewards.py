@@ -109,10 +109,19 @@ def log_odds(policy_logps: Float[Tensor, "*shape"], lengths: Int[Tensor, "*shape
     return mean - torch.log(-torch.expm1(mean))
 
 
+def score(policy_logps: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The reward itself, which a reward model gives in the place of log-probabilities.
+
+    Source: Ouyang et al. 2022 (InstructGPT, arXiv 2203.02155), eq. 1.
+    """
+    return policy_logps
+
+
 REWARDS = catalogue(
     Part("log_ratio", log_ratio, ("policy_logps", "ref_logps"), DivergenceOptions),
     Part("log_prob", log_prob, ("policy_logps",)),
     Part("average_log_prob", average_log_prob, ("policy_logps", "lengths")),
     Part("average_log_ratio", average_log_ratio, ("policy_logps", "ref_logps", "lengths")),
     Part("log_odds", log_odds, ("policy_logps", "lengths")),
+    Part("score", score, ("policy_logps",), requires=frozenset({"rewards"})),
 )

@@ -26,7 +26,7 @@ Inputs = Mapping[str, Tensor]
 processes."""
 
 
-SCORED = frozenset({"tokens", "states", "layers", "token_kl", "steps", "joint"})
+SCORED = frozenset({"tokens", "states", "layers", "token_kl", "steps", "joint", "rewards"})
 """What objectives need that only a scorer can give; see `Objective.needs`."""
 
 

@@ -14,13 +14,16 @@ from prefkit.objectives import DemonstrationScores, LabelScores, ListScores, Pai
 from prefkit.training import processes
 
 
-def measure(scores: Scores, losses: Tensor, rewards: tuple[Tensor, Tensor] | None) -> dict[str, Tensor]:
+def measure(
+    scores: Scores, losses: Tensor, rewards: tuple[Tensor, Tensor] | None, score: str = "logp"
+) -> dict[str, Tensor]:
     """Figures of each entry, nan where one does not apply.
 
     Args:
         scores: what the objective took.
         losses: what it gave, `[batch]`.
         rewards: its implicit rewards of the better and the worse response, if it has them.
+        score: what the scores are: `logp`, or `reward` of a reward model, which takes its place in the names.
 
     Returns:
         `[batch]` each. `loss`. `chosen_logp_change` and `rejected_logp_change`: log-probability under the policy minus
@@ -30,7 +33,7 @@ def measure(scores: Scores, losses: Tensor, rewards: tuple[Tensor, Tensor] | Non
         and `reward_accuracy`, the share of entries in which the better response has the higher reward, ties counting
         half. Lengths in tokens.
     """
-    change = "logp" if _without_reference(scores) else "logp_change"
+    change = score if _without_reference(scores) else f"{score}_change"
     figures = {"loss": losses}
     match scores:
         case PairScores():

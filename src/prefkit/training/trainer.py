@@ -168,7 +168,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is untyp
             scores = replace(scores, tokens=None)
         view = batch["targets"].to(scores.policy_logps.device).view(scores)
         losses = self.objective(view)
-        figures = measure(view, losses, self.objective.rewards(view)) | self.objective.figures()
+        kind = "reward" if "rewards" in self.objective.needs else "logp"
+        figures = measure(view, losses, self.objective.rewards(view), kind) | self.objective.figures()
         return losses, figures
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Any:
