@@ -6,12 +6,13 @@ import os
 # buffers: hundreds of megabytes when lengths vary. Few are ever used again. Read when the first such kernel runs.
 os.environ.setdefault("LRU_CACHE_CAPACITY", "16")
 
-from prefkit.language.encoding import Encoder, EncodingOptions
+from prefkit.language.encoding import Encoder, EncodingOptions, Lengths, truncated_lengths
 from prefkit.language.head import token_logps
 from prefkit.language.models import BUILTIN, LoraOptions, ModelOptions, load_scorer
 from prefkit.language.packing import Layout, pack
 from prefkit.language.sampling import sample
 from prefkit.language.scorer import LanguageScorer, Precision
+from prefkit.language.sequences import SequenceLogps, sequence_logps
 
 __all__ = [
     "BUILTIN",
@@ -19,11 +20,15 @@ __all__ = [
     "EncodingOptions",
     "LanguageScorer",
     "Layout",
+    "Lengths",
     "LoraOptions",
     "ModelOptions",
     "Precision",
+    "SequenceLogps",
     "load_scorer",
     "pack",
     "sample",
+    "sequence_logps",
     "token_logps",
+    "truncated_lengths",
 ]

@@ -42,7 +42,7 @@ def multiplies_bf16(device: torch.device) -> bool:
     return device.type != "cpu" or supported is None or bool(supported())
 
 
-_PROVIDED = frozenset({"tokens", "states"})
+_PROVIDED = frozenset({"tokens", "states", "joint"})
 """What the scores can hold of what objectives need, see `prefkit.objectives.SCORED`."""
 
 
@@ -98,6 +98,7 @@ class LanguageScorer(nn.Module):
         if missing:
             raise OptionError(f"scores of language models have no {', '.join(sorted(missing))}")
         self._wanted = needs
+        self.encoder.joint = "joint" in needs
 
     # -- encoding ---------------------------------------------------------------------------------------------------
 
