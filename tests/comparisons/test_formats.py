@@ -298,6 +298,7 @@ CHOSEN: dict[str, dict[str, Any]] = {
         "score_rejected": 3.0,
     },
     "trl_preference": {"prompt": "Hi", "chosen": GOOD, "rejected": BAD},
+    "joint": {"i_chosen": "Hi", "r_chosen": GOOD, "i_reject": "Bye", "r_reject": BAD},
 }
 
 
@@ -1031,3 +1032,40 @@ def test_a_bad_row_does_not_hide_the_format() -> None:
     assert load_comparisons([broken, good]).format == "shp"
     rows = [{"conversations": None, "kto_tag": True}, {"conversations": chat(GOOD), "kto_tag": True}]
     assert load_comparisons(rows).format == "sharegpt"
+
+
+def test_joint_preferences() -> None:
+    row = CHOSEN["joint"]
+    (comparison,) = read(row)
+    assert (comparison.joint, comparison.prompts, comparison.judgement) == (True, ("Hi", "Bye"), Winner(0))
+    (comparison,) = read({**row, "i_reject": "Hi"})
+    assert (comparison.joint, comparison.prompts) == (False, ("Hi",))
+    (comparison,) = read({**row, "r_reject": GOOD})  # the same answer to another instruction
+    assert comparison.responses == (GOOD, GOOD)
+    wrapped = "### Instructions: {}\n\n### Response:"
+    (comparison,) = read(row, options={"template": wrapped})
+    assert comparison.prompts[1] == "### Instructions: Bye\n\n### Response:"
+    with pytest.raises(OptionError, match=r"template must hold \{\} where the instruction stands"):
+        read(row, options={"template": "Instruction:"})
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"r_chosen": None}, "r_chosen: is null"),
+        ({"i_reject": " "}, "i_reject: is empty"),
+        ({"r_reject": ""}, "r_reject: is empty"),
+        ({"i_reject": 3}, "i_reject: must be text, got 3"),
+        ({"i_reject": "Hi", "r_reject": GOOD}, "r_chosen: chosen equals rejected"),
+        ({"feedback": 2}, "feedback: is a tie, and i_chosen and i_reject name a winner"),
+    ],
+)
+def test_bad_joint_preferences(change: dict[str, Any], problem: str) -> None:
+    found = problems([CHOSEN["joint"], {**CHOSEN["joint"], **change}])
+    assert len(found) == 1
+    assert found[0].startswith(f"2:{problem}")
+
+
+def test_joint_preference_without_a_field() -> None:
+    short = {name: value for name, value in CHOSEN["joint"].items() if name != "i_reject"}
+    assert problems([CHOSEN["joint"], short]) == ["2:i_reject: is missing"]

@@ -13,6 +13,7 @@ from prefkit.diagnostics.accuracy import (
     pair_figures,
     ranking_wins,
     summarise,
+    win_rate,
     wins,
 )
 from prefkit.errors import OptionError, PrefkitError
@@ -95,3 +96,14 @@ def test_what_cannot_be_measured_is_an_error(measure, message) -> None:
 def test_beta_out_of_range_is_an_error() -> None:
     with pytest.raises(OptionError, match="beta must be greater than 0, got 0"):
         implicit_rewards([1.0], [1.0], beta=0)
+
+
+def test_a_tie_is_half_a_win_in_the_win_rate() -> None:
+    assert win_rate(3, 2, 5) == 40.0
+    assert win_rate(0, 1, 0) == 50.0
+
+
+@pytest.mark.parametrize("counts", [(0, 0, 0), (5, -1, 0)])
+def test_win_rate_of_nothing_is_an_error(counts: tuple[int, int, int]) -> None:
+    with pytest.raises(OptionError, match="must be counts with a sum of at least 1"):
+        win_rate(*counts)

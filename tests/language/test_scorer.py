@@ -92,6 +92,16 @@ def test_models_that_cannot_share_take_the_plain_path(style: str, caplog: pytest
     check(scorer, model)
 
 
+@pytest.mark.parametrize("style", SHARED)
+def test_prompts_of_one_token(style: str) -> None:
+    model = build(style)
+    scorer = LanguageScorer(model, words())
+    groups = [([4], [[5, 6, 7], [8]]), ([9], [[10, 11]])]
+    tokens = scorer(pack(groups)).tokens
+    assert tokens is not None
+    torch.testing.assert_close(tokens.policy_logps, separate_logps(model, groups), rtol=1e-4, atol=1e-4)
+
+
 def test_plain_path_on_request() -> None:
     model = build("llama")
     scorer = LanguageScorer(model, words(), shared=False)

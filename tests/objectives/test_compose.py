@@ -73,6 +73,7 @@ def test_implicit_rewards_are_scaled_and_detached() -> None:
 
 
 NEEDS = {kind: {"reference"} for kind in (*PAIRWISE, "plackett_luce", "all_pairs")} | {
+    "jpo": {"reference", "joint"},
     "simpo": set(),
     "cpo": set(),
     "orpo": set(),

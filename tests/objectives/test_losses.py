@@ -23,6 +23,8 @@ from prefkit.objectives import (
     gradient_weights,
     ipo_loss,
     ipo_loss_length_averaged,
+    jpo_loss,
+    jpo_loss_decomposed,
     make_objective,
     orpo_loss,
     rdpo_loss,
@@ -52,6 +54,7 @@ def by_hand(s: PairScores) -> dict[str, Tensor]:
     log_odds = (pc / nc - pr / nr) - (torch.log1p(-torch.exp(pc / nc)) - torch.log1p(-torch.exp(pr / nr)))
     return {
         "dpo": -F.logsigmoid(0.1 * h),
+        "jpo": -F.logsigmoid(0.1 * h),
         "cdpo": -F.logsigmoid(0.1 * h) * (1 - eps) - F.logsigmoid(-0.1 * h) * eps,
         "rdpo": (-F.logsigmoid(0.1 * h) * (1 - eps) + F.logsigmoid(-0.1 * h) * eps) / (1 - 2 * eps),
         "ipo": (h - 5.0) ** 2,
@@ -76,6 +79,7 @@ def test_preset_agrees_with_second_implementation(kind: str) -> None:
 
 NAMED: dict[str, Callable[..., Tensor]] = {
     "dpo": lambda s, **o: dpo_loss(*logps(s), **o),
+    "jpo": lambda s, **o: jpo_loss(*logps(s), **o),
     "cdpo": lambda s, **o: cdpo_loss(*logps(s), **o),
     "rdpo": lambda s, **o: rdpo_loss(*logps(s), **o),
     "ipo": lambda s, **o: ipo_loss(*logps(s), **o),
@@ -223,3 +227,15 @@ def test_beta_out_of_range(beta: float) -> None:
 def test_shapes_must_agree() -> None:
     with pytest.raises(OptionError, match=r"one shape, got \(2,\), \(3,\)"):
         cpo_loss(torch.zeros(2), torch.zeros(3))
+
+
+def test_joint_loss_from_its_two_parts() -> None:
+    """log pi(I, R) = log pi(I) + log pi(R | I), and equal instructions leave DPO."""
+    responses, instructions = logps(pairs()), logps(pairs(seed=7))
+    whole = [one + other for one, other in zip(responses, instructions, strict=True)]
+    found = jpo_loss_decomposed(*responses, *instructions, beta=0.3)
+    torch.testing.assert_close(found.losses, jpo_loss(*whole, beta=0.3))
+    same = [instructions[0], instructions[0], instructions[2], instructions[2]]
+    equal = jpo_loss_decomposed(*responses, *same, beta=0.3)
+    assert torch.equal(equal.losses, dpo_loss(*responses, beta=0.3))
+    assert not equal.instruction_margin.any()

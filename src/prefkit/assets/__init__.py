@@ -8,7 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["comparisons_path", "model_path"]
+__all__ = [
+    "comparisons_path",
+    "model_path",
+]
 
 _FOLDER = Path(__file__).parent
 

@@ -4,6 +4,7 @@ from prefkit.comparisons.canonical import from_dict, rows_for, to_dict, write_co
 from prefkit.comparisons.companions import Companion
 from prefkit.comparisons.formats import FORMATS
 from prefkit.comparisons.health import Health, check_comparisons
+from prefkit.comparisons.judging import consistent_feedback
 from prefkit.comparisons.pairing import Pair, adjacent, all_pairs, best_worst, labels, pairs, ranks
 from prefkit.comparisons.reader import BadRow, Comparisons, Skipped, load_comparisons
 from prefkit.comparisons.record import (
@@ -45,6 +46,7 @@ __all__ = [
     "all_pairs",
     "best_worst",
     "check_comparisons",
+    "consistent_feedback",
     "from_dict",
     "labels",
     "load_comparisons",

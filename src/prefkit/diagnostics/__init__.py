@@ -7,6 +7,7 @@ from prefkit.diagnostics.accuracy import (
     pair_figures,
     ranking_wins,
     summarise,
+    win_rate,
     wins,
 )
 from prefkit.diagnostics.evaluate import Evaluation, before_after, evaluate
@@ -35,5 +36,6 @@ __all__ = [
     "run_report",
     "summarise",
     "wilson_interval",
+    "win_rate",
     "wins",
 ]

@@ -45,6 +45,22 @@ def wins(chosen: ArrayLike, rejected: ArrayLike) -> Values:
     return np.heaviside(better - worse, 0.5)
 
 
+def win_rate(wins: int, ties: int, losses: int) -> float:
+    """Share of comparisons that were won, in percent, a tie counting half.
+
+    Args:
+        wins: comparisons won, for instance against a reference response.
+        ties: comparisons without a winner.
+        losses: comparisons lost.
+
+    Raises:
+        OptionError: there is none, or a count is negative.
+    """
+    if min(wins, ties, losses) < 0 or wins + ties + losses == 0:
+        raise OptionError(f"wins, ties and losses must be counts with a sum of at least 1, got {(wins, ties, losses)}")
+    return 100 * (wins + ties / 2) / (wins + ties + losses)
+
+
 def ranking_wins(
     chosen_logps: ArrayLike,
     rejected_logps: ArrayLike,

@@ -6,13 +6,14 @@ import os
 # buffers: hundreds of megabytes when lengths vary. Few are ever used again. Read when the first such kernel runs.
 os.environ.setdefault("LRU_CACHE_CAPACITY", "16")
 
-from prefkit.language.encoding import Encoder, EncodingOptions
+from prefkit.language.encoding import Encoder, EncodingOptions, Lengths, truncated_lengths
 from prefkit.language.head import token_logps
 from prefkit.language.models import BUILTIN, LoraOptions, ModelOptions, is_reward_model, load_scorer
 from prefkit.language.packing import Layout, pack
 from prefkit.language.reward import RewardScorer, annotate, encoded, load_reward
 from prefkit.language.sampling import sample, sampled_kl
 from prefkit.language.scorer import LanguageScorer, PackedScorer, Precision
+from prefkit.language.sequences import SequenceLogps, sequence_logps
 
 __all__ = [
     "BUILTIN",
@@ -20,11 +21,13 @@ __all__ = [
     "EncodingOptions",
     "LanguageScorer",
     "Layout",
+    "Lengths",
     "LoraOptions",
     "ModelOptions",
     "PackedScorer",
     "Precision",
     "RewardScorer",
+    "SequenceLogps",
     "annotate",
     "encoded",
     "is_reward_model",
@@ -33,5 +36,7 @@ __all__ = [
     "pack",
     "sample",
     "sampled_kl",
+    "sequence_logps",
     "token_logps",
+    "truncated_lengths",
 ]

@@ -3,6 +3,9 @@
 A response's tokens are what the tokenizer adds to the prompt's own tokens when it reads both together. Where a token
 would straddle the boundary (the two texts merge into it), prompt and response are encoded apart, and the event is
 counted.
+
+A joint comparison asks which of two prompts with their responses is better. An encoder that was told to scores its
+prompts with the responses: everything after the first token, which nothing predicts, counts as the response.
 """
 
 from __future__ import annotations
@@ -10,9 +13,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from transformers import PreTrainedTokenizerBase
 
 from prefkit.comparisons import Comparison, Message, Text
@@ -29,17 +32,66 @@ class EncodingOptions(Options):
     Args:
         max_length: tokens of prompt and response together; the model's context by default.
         too_long: what happens to a longer one. `skip` sets the comparison aside and reports it; `truncate_prompt` drops
-            the beginning of the prompt; `truncate_response` drops the end of the response.
+            the beginning of the prompt; `truncate_response` drops the end of the response; `truncate_both` drops the
+            beginning of the prompt down to `max_prompt_length`, then the end of the response, see `truncated_lengths`.
+        max_prompt_length: tokens of the prompt that `truncate_both` keeps.
         append_eos: end plain-text responses with the end-of-sequence token. Messages end as their template says.
         chat_template: a Jinja template that replaces the tokenizer's own.
         template_options: variables for the chat template.
     """
 
     max_length: int | None = Field(None, ge=2)
-    too_long: Literal["skip", "truncate_prompt", "truncate_response"] = "skip"
+    too_long: Literal["skip", "truncate_prompt", "truncate_response", "truncate_both"] = "skip"
+    max_prompt_length: int | None = Field(None, ge=1)
     append_eos: bool = True
     chat_template: str | None = None
     template_options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _applies(self) -> Self:
+        if (self.max_prompt_length is None) == (self.too_long == "truncate_both"):
+            raise ValueError("`too_long: truncate_both` and max_prompt_length go together: give both or neither")
+        return self
+
+
+class Lengths(NamedTuple):
+    """Tokens of a prompt and of a response."""
+
+    prompt: int
+    response: int
+
+
+def truncated_lengths(prompt_length: int, response_length: int, *, max_length: int, max_prompt_length: int) -> Lengths:
+    """How much is kept of a prompt and a response that are too long together.
+
+    The prompt is cut to `max_prompt_length` if the two exceed `max_length`; if they still do, the response is cut to
+    what that leaves, `max_length - max_prompt_length`, however long the prompt is.
+
+    Args:
+        prompt_length: tokens of the prompt.
+        response_length: tokens of this response, its end included; each side of a pair is cut by its own length.
+        max_length: tokens of both together.
+        max_prompt_length: tokens of a prompt that was cut.
+
+    Raises:
+        OptionError: the prompt leaves no room for a response.
+
+    Source: Bansal et al. 2024 (JPO, arXiv 2404.00530), the authors' trainer.
+    """
+    _check_room(max_prompt_length, max_length)
+    if prompt_length + response_length > max_length:
+        prompt_length = min(prompt_length, max_prompt_length)
+    if prompt_length + response_length > max_length:
+        response_length = min(response_length, max_length - max_prompt_length)
+    return Lengths(prompt_length, response_length)
+
+
+def _check_room(max_prompt_length: int, max_length: int) -> None:
+    if max_prompt_length >= max_length:
+        raise OptionError(
+            f"max_prompt_length must be less than max_length, so that a response fits: got {max_prompt_length} and "
+            f"{max_length}"
+        )
 
 
 class Encoder:
@@ -53,6 +105,7 @@ class Encoder:
     Attributes:
         merged_boundaries: responses whose first characters the tokenizer would have merged with the prompt.
         truncated: comparisons that were cut to fit.
+        joint: score the prompts of joint comparisons with their responses.
     """
 
     def __init__(
@@ -65,6 +118,9 @@ class Encoder:
                 f"encoding.max_length must be at most the model's context of {context} tokens, got {asked}"
             )
         self.max_length = asked or context
+        if self.options.max_prompt_length is not None and self.max_length is not None:
+            _check_room(self.options.max_prompt_length, self.max_length)
+        self.joint = False
         self.merged_boundaries = self.truncated = 0
         self._begin = self._begin_tokens()
         self._anchor = self._ids(_ANCHOR)
@@ -73,7 +129,8 @@ class Encoder:
         """Tokens of one comparison.
 
         Returns:
-            `prompt_ids`, one list of tokens a prompt (one, or one a response), and `response_ids`, one list a response.
+            `prompt_ids`, one list of tokens a prompt (one, or one a response), and `response_ids`, one list a response:
+            the tokens that are scored.
 
         Raises:
             RecordError: a side has no tokens or is longer than the context.
@@ -94,8 +151,11 @@ class Encoder:
         for index, tokens in enumerate(responses):
             if not tokens:
                 raise RecordError(f"response {index} encodes to no tokens", field="responses")
-        prompts = prompts if comparison.joint else prompts[:1]
-        return {"prompt_ids": self._fit(prompts, responses), "response_ids": responses}
+        prompts = self._fit(prompts if comparison.joint else prompts[:1], responses)
+        if self.joint and comparison.joint:
+            responses = [prompt[1:] + response for prompt, response in zip(prompts, responses, strict=True)]
+            prompts = [prompt[:1] for prompt in prompts]
+        return {"prompt_ids": prompts, "response_ids": responses}
 
     def key(self) -> str:
         """A digest of everything that decides the tokens."""
@@ -107,6 +167,7 @@ class Encoder:
             str(self.tokenizer.chat_template),
             str(self.max_length),
             str(self._begin),
+            f"joint {self.joint}",
         ]
         return hashlib.sha256("\0".join(facts).encode()).hexdigest()
 
@@ -195,6 +256,12 @@ class Encoder:
                 for response in mine:
                     del response[bound - len(prompt) :]
                 fitted.append(prompt)
+            elif self.options.max_prompt_length is not None:
+                most = self.options.max_prompt_length
+                kept = truncated_lengths(len(prompt), longest, max_length=bound, max_prompt_length=most)
+                for response in mine:
+                    del response[kept.response :]
+                fitted.append(prompt[len(prompt) - kept.prompt :])
             elif len(prompt) >= bound:
                 raise RecordError(f"the prompt has {len(prompt)} tokens, the context holds {bound}", field="prompt")
             else:
@@ -203,7 +270,8 @@ class Encoder:
                     field="responses",
                 )
         self.truncated += cut
-        if cut and len(responses) > 1 and all(response == responses[0] for response in responses):
+        same = len(responses) > 1 and all(response == responses[0] for response in responses)
+        if cut and same and all(prompt == fitted[0] for prompt in fitted):
             raise RecordError("the responses are equal after truncation", field="responses")
         return fitted
 

@@ -37,8 +37,8 @@ def trim(layer: nn.Module) -> tuple[RemovableHandle, RemovableHandle]:
 
 def _shorten(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
     layout = kwargs.get("layout")
-    if not isinstance(layout, Layout):
-        return None
+    if not isinstance(layout, Layout) or not layout.unread():
+        return None  # every place is read where each prompt is one token
     hidden: Tensor = args[0] if args else kwargs["hidden_states"]
     row = hidden.shape[1]
     unread, read = (_padded(places, row, hidden.device) for places in (layout.unread(), layout.read()))

@@ -93,6 +93,7 @@ class PackedScorer(nn.Module):
             hint = "; train a reward model instead (model.kind: reward)" if "rewards" in missing else ""
             raise OptionError(f"scores of {self.kind} have no {', '.join(sorted(missing))}{hint}")
         self._wanted = needs
+        self.encoder.joint = "joint" in needs
 
     kind: ClassVar[str]
     """What messages call the scorer's model."""
@@ -192,7 +193,7 @@ class LanguageScorer(PackedScorer):
         OptionError: the vocabularies of policy, reference and tokenizer do not fit together.
     """
 
-    provided = frozenset({"tokens", "states"})
+    provided = frozenset({"tokens", "states", "joint"})
     kind = "language models"
 
     def __init__(

@@ -1,21 +1,18 @@
 """Objectives: pure functions from scores to per-example losses, and the score types that they take."""
 
 from prefkit.objectives.auxiliary import centre
-from prefkit.objectives.compose import (
-    DemonstrationObjective,
-    LabelObjective,
-    ListObjective,
-    Objective,
-    PairObjective,
-)
+from prefkit.objectives.compose import DemonstrationObjective, LabelObjective, ListObjective, Objective, PairObjective
 from prefkit.objectives.links import hinge, logistic, probit, squared, weighted_logistic
 from prefkit.objectives.listwise import all_pairs_loss, plackett_luce_loss
 from prefkit.objectives.losses import (
+    JointLosses,
     cdpo_loss,
     cpo_loss,
     dpo_loss,
     ipo_loss,
     ipo_loss_length_averaged,
+    jpo_loss,
+    jpo_loss_decomposed,
     orpo_loss,
     rdpo_loss,
     robust_reward_model_loss,
@@ -63,6 +60,7 @@ __all__ = [
     "Form",
     "GradientWeights",
     "Inputs",
+    "JointLosses",
     "LabelObjective",
     "LabelScores",
     "ListObjective",
@@ -93,6 +91,8 @@ __all__ = [
     "induced_log_odds",
     "ipo_loss",
     "ipo_loss_length_averaged",
+    "jpo_loss",
+    "jpo_loss_decomposed",
     "kto_loss",
     "kto_reference_point",
     "log_odds",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from prefkit.comparisons import Companion, Comparison
 from prefkit.errors import OptionError
 from prefkit.objectives.noise import soft_labels
-from prefkit.objectives.parts import AnyPart, Stateful
+from prefkit.objectives.parts import AnyPart, Part, Stateful
 from prefkit.objectives.scores import DemonstrationScores, Form, LabelScores, ListScores, PairScores, Scores
 from prefkit.objectives.unpaired import kto_reference_point
 
@@ -167,6 +167,11 @@ class PairObjective(Objective[PairScores]):
         )
         self.reward, self.link, self.noise, self.weights = reward, link, noise, weights
         self.regularisers, self.auxiliary = tuple(regularisers), tuple(auxiliary)
+        if "joint" in self.needs and any(_plain(part).companions for part in self.auxiliary):
+            raise OptionError(
+                f"objective '{name}': an objective that scores prompts with their responses cannot take auxiliary "
+                "terms with texts of their own, whose prompts would be scored, too; use reward: log_ratio"
+            )
 
     def losses(self, scores: PairScores) -> Float[Tensor, " batch"]:
         """See `Objective.losses`."""
@@ -197,7 +202,7 @@ class PairObjective(Objective[PairScores]):
     def _auxiliary(self, place: int, part: AnyPart, scores: PairScores) -> Tensor:
         """An auxiliary term, `[batch]`: of the companions it asked for, then of the fields that it takes."""
         fields = self.read(part, scores)
-        if (part.part if isinstance(part, Stateful) else part).companions is None:
+        if _plain(part).companions is None:
             return part(*fields)
         if len(scores.companions) <= place:
             raise OptionError(f"objective '{self.name}' needs companions, which these PairScores lack")
@@ -223,6 +228,11 @@ class PairObjective(Objective[PairScores]):
             self.reward(*self.read(self.reward, scores, names)) for names in (_SIDES["chosen"], _SIDES["rejected"])
         )
         return chosen, rejected
+
+
+def _plain(part: AnyPart) -> Part:
+    """The part that a module was made from, or the part itself."""
+    return part.part if isinstance(part, Stateful) else part
 
 
 _SIDES = {

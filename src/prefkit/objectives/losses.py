@@ -7,6 +7,8 @@ chosen response is the one that the (possibly wrong) label calls better. All are
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -213,6 +215,74 @@ def orpo_loss(
     chosen = rewards.log_odds(policy_chosen_logps, chosen_lengths)
     rejected = rewards.log_odds(policy_rejected_logps, rejected_lengths)
     return links.weighted_logistic(chosen - rejected, beta=beta) - policy_chosen_logps / chosen_lengths
+
+
+def jpo_loss(
+    policy_chosen_logps: Float[Tensor, " batch"],
+    policy_rejected_logps: Float[Tensor, " batch"],
+    ref_chosen_logps: Float[Tensor, " batch"],
+    ref_rejected_logps: Float[Tensor, " batch"],
+    *,
+    beta: float = 0.1,
+) -> Float[Tensor, " batch"]:
+    """Joint preference optimisation: DPO on log-probabilities of prompt and response together.
+
+    Args:
+        policy_chosen_logps: chosen prompts with their responses under the policy, log pi(I, R).
+        policy_rejected_logps: rejected prompts with their responses under the policy.
+        ref_chosen_logps: chosen prompts with their responses under the reference.
+        ref_rejected_logps: rejected prompts with their responses under the reference.
+        beta: temperature.
+
+    Source: Bansal et al. 2024 (JPO, arXiv 2404.00530).
+    """
+    return dpo_loss(policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps, beta=beta)
+
+
+class JointLosses(NamedTuple):
+    """Losses of joint preferences, and what the responses and the prompts have in them, in nats."""
+
+    losses: Float[Tensor, " batch"]
+    response_margin: Float[Tensor, " batch"]
+    instruction_margin: Float[Tensor, " batch"]
+
+
+def jpo_loss_decomposed(
+    policy_chosen_logps: Float[Tensor, " batch"],
+    policy_rejected_logps: Float[Tensor, " batch"],
+    ref_chosen_logps: Float[Tensor, " batch"],
+    ref_rejected_logps: Float[Tensor, " batch"],
+    policy_chosen_instruction_logps: Float[Tensor, " batch"],
+    policy_rejected_instruction_logps: Float[Tensor, " batch"],
+    ref_chosen_instruction_logps: Float[Tensor, " batch"],
+    ref_rejected_instruction_logps: Float[Tensor, " batch"],
+    *,
+    beta: float = 0.1,
+) -> JointLosses:
+    """`jpo_loss` from log pi(R | I) and log pi(I) given apart. Equal prompts cancel, which leaves DPO.
+
+    Args:
+        policy_chosen_logps: chosen responses given their prompts under the policy.
+        policy_rejected_logps: rejected responses given their prompts under the policy.
+        ref_chosen_logps: chosen responses given their prompts under the reference.
+        ref_rejected_logps: rejected responses given their prompts under the reference.
+        policy_chosen_instruction_logps: prompts of the chosen responses under the policy.
+        policy_rejected_instruction_logps: prompts of the rejected responses under the policy.
+        ref_chosen_instruction_logps: prompts of the chosen responses under the reference.
+        ref_rejected_instruction_logps: prompts of the rejected responses under the reference.
+        beta: temperature.
+
+    Source: Bansal et al. 2024 (JPO, arXiv 2404.00530).
+    """
+    responses = _margin(beta, policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps)
+    instructions = _margin(
+        beta,
+        policy_chosen_instruction_logps,
+        policy_rejected_instruction_logps,
+        ref_chosen_instruction_logps,
+        ref_rejected_instruction_logps,
+    )
+    return JointLosses(links.logistic(responses + instructions, beta=beta), responses, instructions)
 
 
 def robust_reward_model_loss(

@@ -90,6 +90,14 @@ PRESETS: Mapping[str, Preset] = {
         {"reward": "log_ratio", "link": "logistic"},
         {"beta": 0.1},
     ),
+    "jpo": Preset(
+        "pairs",
+        "joint preference optimisation: DPO that scores the prompts of joint comparisons with their responses",
+        "Bansal et al. 2024, arXiv 2404.00530",
+        {"reward": "joint_log_ratio", "link": "logistic"},
+        {"beta": 0.1},
+        "the authors' code",
+    ),
     "cdpo": Preset(
         "pairs",
         "conservative DPO: smoothed labels",

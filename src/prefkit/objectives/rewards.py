@@ -119,6 +119,8 @@ def score(policy_logps: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 REWARDS = catalogue(
     Part("log_ratio", log_ratio, ("policy_logps", "ref_logps"), DivergenceOptions),
+    # Whether a prompt is scored with its response is the scorer's business: the formula is the same.
+    Part("joint_log_ratio", log_ratio, ("policy_logps", "ref_logps"), DivergenceOptions, requires=frozenset({"joint"})),
     Part("log_prob", log_prob, ("policy_logps",)),
     Part("average_log_prob", average_log_prob, ("policy_logps", "lengths")),
     Part("average_log_ratio", average_log_ratio, ("policy_logps", "ref_logps", "lengths")),

@@ -3,4 +3,13 @@
 from prefkit.recipes.recipe import Claim, Experiment, Recipe, Reproduction, Verdict, reproduce
 from prefkit.recipes.registry import RECIPES, find_recipe
 
-__all__ = ["RECIPES", "Claim", "Experiment", "Recipe", "Reproduction", "Verdict", "find_recipe", "reproduce"]
+__all__ = [
+    "RECIPES",
+    "Claim",
+    "Experiment",
+    "Recipe",
+    "Reproduction",
+    "Verdict",
+    "find_recipe",
+    "reproduce",
+]

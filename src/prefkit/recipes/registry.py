@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from prefkit.errors import PrefkitError, unknown
-from prefkit.recipes import rdpo
+from prefkit.recipes import dove, rdpo
 from prefkit.recipes.recipe import Recipe
 
-READY = (rdpo.RECIPE,)
+READY = (dove.RECIPE, rdpo.RECIPE)
 
 PLANNED = (
     Recipe("apo", "Momentum for iterated preference optimisation", 2024, "arXiv 2410.06293"),
@@ -20,7 +20,6 @@ PLANNED = (
     Recipe("diffusion-dro", "Ranking expert images above a diffusion model's own", 2025, "arXiv 2510.18353"),
     Recipe("dissecting", "Which properties of a response people and models prefer", 2024, "arXiv 2402.11296"),
     Recipe("domain-rm", "Reward models over expert features of a domain", 2024, "arXiv 2402.15473"),
-    Recipe("dove", "Joint preferences over instruction and response", 2024, "arXiv 2404.00530"),
     Recipe("ear", "Conversational recommendation that asks, suggests and reflects", 2020, "arXiv 2002.09102"),
     Recipe("flr", "Likelihood of a user's follow-up as reward", 2024, "arXiv 2409.13948"),
     Recipe("gpm", "Preference embeddings that can represent cycles", 2024, "arXiv 2410.02197"),

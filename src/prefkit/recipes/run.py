@@ -139,6 +139,8 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult | None:
     training, held_out = _comparisons(config.data)
     objective = make_objective(config.objective)
     scorer = load_scorer(config.model, config.encoding)
+    joint = objective.needs & {"joint"}  # what is evaluated is what is trained
+    scorer.provide(joint)
     prompts = _prompts(held_out or training, config.report.samples)
     first = processes.rank() == 0
     before = _evaluate(scorer, held_out, config) if first and held_out is not None else None
@@ -161,6 +163,7 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult | None:
     saved = config.model.model_copy(update={"path": str(result.run.model), "lora": None, "reference": reference})
     del scorer
     trained = load_scorer(saved, config.encoding)
+    trained.provide(joint)
     after = _evaluate(trained, held_out, config, reference=True) if held_out is not None else None
     written = _sample(trained, prompts, config.report)
     samples = [

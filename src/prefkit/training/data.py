@@ -208,6 +208,11 @@ def _prepare(
     selector = selecting()
     with _Aside(skipped) as aside:
         path, content, given = _write_entries(selector, comparisons, cache, aside, progress)
+        if selector.joint and "joint" not in selector.needs:
+            logger.warning(
+                "some comparisons are of responses to different prompts, and only the responses are scored; objective "
+                "jpo, or reward: joint_log_ratio, scores the prompts, too"
+            )
         entries = Rows(path)
         for bad in getattr(comparisons, "skipped", ()):
             aside.add(RecordError(bad.problem, field=bad.field, source=bad.source, line=bad.line))

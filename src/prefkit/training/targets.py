@@ -87,6 +87,7 @@ class Selector:
 
     Attributes:
         annotators: names of the annotators, in the order of their indices.
+        joint: whether there were pairs of responses to different prompts.
 
     Raises:
         OptionError: a pairing option does not apply to the form.
@@ -98,6 +99,7 @@ class Selector:
         pairing.check(form)
         self.form, self.needs, self.pairing, self.accompany = form, needs, pairing, accompany
         self.annotators: dict[str, int] = {}
+        self.joint = False
         self._take: Callable[[Comparison], Selection] = {
             "pairs": self._pairs,
             "lists": self._list,
@@ -130,6 +132,7 @@ class Selector:
         )
         if not found:
             raise RecordError("no response is preferred to another (ties, or a margin below pairing.min_margin)")
+        self.joint |= comparison.joint
         used = sorted({place for pair in found for place in (pair.chosen, pair.rejected)})
         place = {response: index for index, response in enumerate(used)}
         entries: Entries = {
