@@ -10,6 +10,7 @@ from prefkit.language.encoding import Encoder, EncodingOptions
 from prefkit.language.head import token_logps
 from prefkit.language.models import BUILTIN, LoraOptions, ModelOptions, load_scorer
 from prefkit.language.packing import Layout, pack
+from prefkit.language.residual import mix_embeddings, one_step_ahead_ids
 from prefkit.language.sampling import sample
 from prefkit.language.scorer import LanguageScorer, Precision
 
@@ -23,6 +24,8 @@ __all__ = [
     "ModelOptions",
     "Precision",
     "load_scorer",
+    "mix_embeddings",
+    "one_step_ahead_ids",
     "pack",
     "sample",
     "token_logps",

@@ -7,6 +7,14 @@ from prefkit.objectives.compose import (
     Objective,
     PairObjective,
 )
+from prefkit.objectives.intuitive import (
+    IntuitiveFineTuning,
+    discounted_cumsum,
+    ift_loss,
+    ift_weights,
+    lambda_at_step,
+    relation_weights,
+)
 from prefkit.objectives.links import hinge, logistic, probit, squared, weighted_logistic
 from prefkit.objectives.listwise import all_pairs_loss, plackett_luce_loss
 from prefkit.objectives.losses import (
@@ -36,7 +44,17 @@ from prefkit.objectives.parts import Part, Stateful
 from prefkit.objectives.presets import PRESETS, Preset, make_objective
 from prefkit.objectives.regularisers import average_sft, sft
 from prefkit.objectives.rewards import average_log_prob, average_log_ratio, log_odds, log_prob, log_ratio
-from prefkit.objectives.scorer import SCORED, Encoded, Inputs, Scorer, score_all
+from prefkit.objectives.scorer import (
+    SCORED,
+    Encoded,
+    HasLayers,
+    HasStates,
+    Inputs,
+    MixesInputs,
+    Scorer,
+    TemporalResidual,
+    score_all,
+)
 from prefkit.objectives.scores import (
     Companions,
     DemonstrationScores,
@@ -61,11 +79,15 @@ __all__ = [
     "Encoded",
     "Form",
     "GradientWeights",
+    "HasLayers",
+    "HasStates",
     "Inputs",
+    "IntuitiveFineTuning",
     "LabelObjective",
     "LabelScores",
     "ListObjective",
     "ListScores",
+    "MixesInputs",
     "Objective",
     "PairObjective",
     "PairScores",
@@ -76,6 +98,7 @@ __all__ = [
     "Scores",
     "Stateful",
     "Targets",
+    "TemporalResidual",
     "TokenScores",
     "all_pairs_loss",
     "average_log_prob",
@@ -84,15 +107,19 @@ __all__ = [
     "cdpo_loss",
     "conservative",
     "cpo_loss",
+    "discounted_cumsum",
     "dpo_loss",
     "flip_preferences",
     "gradient_weights",
     "hinge",
+    "ift_loss",
+    "ift_weights",
     "induced_log_odds",
     "ipo_loss",
     "ipo_loss_length_averaged",
     "kto_loss",
     "kto_reference_point",
+    "lambda_at_step",
     "log_odds",
     "log_prob",
     "log_ratio",
@@ -102,6 +129,7 @@ __all__ = [
     "plackett_luce_loss",
     "probit",
     "rdpo_loss",
+    "relation_weights",
     "robust",
     "robust_loss",
     "robust_reward_model_loss",
