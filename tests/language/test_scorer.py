@@ -179,16 +179,6 @@ def test_the_last_layer_computes_only_what_is_read(style: str) -> None:
     assert seen == [3 * ROW_MULTIPLE, 3 * ROW_MULTIPLE, ROW_MULTIPLE]
 
 
-@pytest.mark.parametrize("style", SHARED)
-def test_prompts_of_one_token(style: str) -> None:
-    """Nothing is left for the last layer to spare."""
-    model, groups = build(style), [([5], [[6, 7, 8], [9, 10]]), ([11], [[12]])]
-    with torch.no_grad():
-        scores = LanguageScorer(model, words())(pack(groups))
-        assert scores.tokens is not None
-        torch.testing.assert_close(scores.tokens.policy_logps, separate_logps(model, groups), rtol=1e-5, atol=1e-4)
-
-
 def test_rows_have_few_widths_and_the_padding_changes_nothing() -> None:
     inputs = pack(some_groups())
     assert inputs["input_ids"].shape[1] % ROW_MULTIPLE == 0

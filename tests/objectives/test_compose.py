@@ -80,6 +80,7 @@ NEEDS = {kind: {"reference"} for kind in (*PAIRWISE, "plackett_luce", "all_pairs
     "slic_hf": set(),
     "sft": set(),
     "kto": {"reference", "kl"},
+    "ift": {"tokens", "temporal_residual"},
 }
 
 

@@ -10,6 +10,7 @@ from prefkit.language.encoding import Encoder, EncodingOptions, Lengths, truncat
 from prefkit.language.head import token_logps
 from prefkit.language.models import BUILTIN, LoraOptions, ModelOptions, is_reward_model, load_scorer
 from prefkit.language.packing import Layout, pack
+from prefkit.language.residual import mix_embeddings, one_step_ahead_ids
 from prefkit.language.reward import RewardScorer, annotate, encoded, load_reward
 from prefkit.language.sampling import sample, sampled_kl
 from prefkit.language.scorer import LanguageScorer, PackedScorer, Precision
@@ -33,6 +34,8 @@ __all__ = [
     "is_reward_model",
     "load_reward",
     "load_scorer",
+    "mix_embeddings",
+    "one_step_ahead_ids",
     "pack",
     "sample",
     "sampled_kl",

@@ -42,11 +42,87 @@ def token_logps(
     # An output layer that is more than a matrix (an adapter on it, say) is applied as it is, once more in the backward
     # pass.
     def logps_of(states: Tensor, tokens: Tensor) -> Tensor:
-        logits = _capped(head(states).float() * scale, softcap)
+        logits = logits_of(head, scale, softcap)(states)
         return logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(1)
 
     chunks = zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
     return torch.cat([checkpoint(logps_of, states, tokens, use_reentrant=False) for states, tokens in chunks])
+
+
+Logits = Callable[[Float[Tensor, "tokens dim"]], Float[Tensor, "tokens vocabulary"]]
+"""From hidden states to logits in float32."""
+
+
+def logits_of(head: nn.Module, scale: float = 1.0, softcap: float | None = None) -> Logits:
+    """The logits of a model's output layer as a function of hidden states; arguments as in `token_logps`."""
+    return lambda states: _capped(head(states).float() * scale, softcap)
+
+
+def token_divergences(
+    logits: Logits,
+    hidden: Float[Tensor, "tokens dim"],
+    ref_logits: Logits,
+    ref_hidden: Float[Tensor, "tokens ref_dim"],
+    targets: Int[Tensor, " tokens"],
+    vocabulary: int,
+) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"], Float[Tensor, " tokens"]]:
+    """What policy and reference say at each token: log-probabilities of the target, and how far they are apart.
+
+    The logits of a chunk are computed once more in the backward pass, so they are never all in memory.
+
+    Args:
+        logits: of the policy.
+        hidden: the policy's state that predicts each token.
+        ref_logits: of the reference; no gradient reaches it.
+        ref_hidden: the reference's state that predicts each token.
+        targets: the tokens.
+        vocabulary: number of logits.
+
+    Returns:
+        Log-probabilities (nats, float32) of the targets under the policy and under the reference, and the divergence
+        KL(reference, policy) over the vocabulary.
+    """
+
+    def compare(states: Tensor, ref_states: Tensor, tokens: Tensor) -> Tensor:
+        policy = logits(states).log_softmax(1)
+        with torch.no_grad():
+            # Not the logarithm of the softmax, which is -inf where the reference is sure.
+            reference = ref_logits(ref_states).log_softmax(1)
+        divergence = (reference.exp() * (reference - policy)).sum(1)
+        own, ref_own = (side.gather(1, tokens[:, None]).squeeze(1) for side in (policy, reference))
+        return torch.stack([own, ref_own, divergence])
+
+    size = _chunk_size(vocabulary)
+    chunks = zip(*(torch.split(tensor, size) for tensor in (hidden, ref_hidden, targets)), strict=True)
+    found = torch.cat([checkpoint(compare, *chunk, use_reentrant=False) for chunk in chunks], dim=1)
+    own, ref_own, divergence = found.unbind(0)
+    return own, ref_own.detach(), divergence
+
+
+@torch.no_grad()
+def predicted_tokens(
+    logits: Logits,
+    hidden: Float[Tensor, "tokens dim"],
+    targets: Int[Tensor, " tokens"],
+    choose: Callable[[Float[Tensor, "tokens vocabulary"]], Int[Tensor, " tokens"]],
+    vocabulary: int,
+) -> tuple[Int[Tensor, " tokens"], Float[Tensor, " tokens"]]:
+    """What the policy would say in the place of each token, and the log-probability of the token that stands there.
+
+    Args:
+        logits: of the policy.
+        hidden: the state that predicts each token.
+        targets: the tokens.
+        choose: from logits to tokens.
+        vocabulary: number of logits.
+    """
+    ids, logps = [], []
+    size = _chunk_size(vocabulary)
+    for states, tokens in zip(torch.split(hidden, size), torch.split(targets, size), strict=True):
+        scores = logits(states)
+        ids.append(choose(scores))
+        logps.append(scores.gather(1, tokens[:, None]).squeeze(1) - scores.logsumexp(1))
+    return torch.cat(ids), torch.cat(logps)
 
 
 def _outputs(head: nn.Module) -> int:

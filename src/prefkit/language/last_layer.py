@@ -18,10 +18,10 @@ from prefkit.language.attention import KeysAndValues, KeysOnly, LastLayer, Unsup
 from prefkit.language.packing import ROW_MULTIPLE, Layout
 
 
-def last_layer(decoder: nn.Module, layers: int) -> nn.Module | None:
-    """The last of a decoder's layers; None if they are not in one list of that length."""
-    lists = [module for module in decoder.children() if isinstance(module, nn.ModuleList) and len(module) == layers]
-    return lists[0][-1] if len(lists) == 1 else None
+def layers_of(decoder: nn.Module, count: int) -> nn.ModuleList | None:
+    """A decoder's layers; None if they are not in one list of that length."""
+    lists = [module for module in decoder.children() if isinstance(module, nn.ModuleList) and len(module) == count]
+    return lists[0] if len(lists) == 1 else None
 
 
 def trim(layer: nn.Module) -> tuple[RemovableHandle, RemovableHandle]:

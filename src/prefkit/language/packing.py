@@ -103,9 +103,18 @@ class Layout:
         return places
 
     def own(self) -> list[int]:
-        """The place of each response token in a row that holds them all."""
-        assert self.whole
+        """The places of the response tokens that the row holds."""
         return [place for span in self.spans for place in range(span.split, span.end)]
+
+    def held(self) -> list[int]:
+        """Which of all response tokens, one after the other, the row holds."""
+        held: list[int] = []
+        start = 0
+        for span in self.spans:
+            for length in span.responses:
+                held.extend(range(start, start + length))
+                start += length if self.whole else length + 1
+        return held
 
     def read(self) -> list[int]:
         """Places whose last hidden state is read: the last token of each prompt, and all response tokens."""

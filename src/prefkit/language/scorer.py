@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -25,10 +26,11 @@ from prefkit.comparisons import Comparison
 from prefkit.errors import OptionError, PrefkitError
 from prefkit.language import attention
 from prefkit.language.encoding import Encoder, EncodingOptions, vocabulary_size
-from prefkit.language.head import token_logps
-from prefkit.language.last_layer import last_layer, trim
+from prefkit.language.head import Logits, logits_of, predicted_tokens, token_divergences, token_logps
+from prefkit.language.last_layer import layers_of, trim
 from prefkit.language.packing import ROW_MULTIPLE, Layout, TokenIds, pack
-from prefkit.objectives import Encoded, Inputs, ResponseScores, TokenScores
+from prefkit.language.residual import mix_embeddings
+from prefkit.objectives import Encoded, Inputs, ResponseScores, TemporalResidual, TokenScores
 
 logger = logging.getLogger("prefkit")
 
@@ -40,6 +42,10 @@ def multiplies_bf16(device: torch.device) -> bool:
     """Whether a device has products in bfloat16. A CPU without them imitates them, some forty times slower."""
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return device.type != "cpu" or supported is None or bool(supported())
+
+
+_BESIDE = frozenset({"layers", "token_kl"})
+"""What is read from the reference in the same forward pass: it is too much to be kept beforehand."""
 
 
 class PackedScorer(nn.Module):
@@ -189,11 +195,17 @@ class LanguageScorer(PackedScorer):
         precision: numbers in which matrix products are computed.
         shared: process a prompt once for all its responses; False takes the plain path.
 
+    Attributes:
+        width: size of the policy's hidden states.
+        ref_width: size of the reference's hidden states.
+        ref_depth: number of the reference's layers.
+        residual: how the policy's own predictions are mixed into its inputs in training, if an objective asks for it.
+
     Raises:
         OptionError: the vocabularies of policy, reference and tokenizer do not fit together.
     """
 
-    provided = frozenset({"tokens", "states", "joint"})
+    provided = frozenset({"tokens", "states", "joint", "temporal_residual"}) | _BESIDE
     kind = "language models"
 
     def __init__(
@@ -216,9 +228,35 @@ class LanguageScorer(PackedScorer):
             self._trunks[id(reference)] = Trunk(_causal_lm(reference), shared)
         self._untrained = _versions(policy)
         self._key: tuple[tuple[int, ...], str] | None = None
+        self.residual = TemporalResidual()
+        frozen = _text_config(reference.config if reference is not None else self.config)
+        self.width = int(_text_config(self.config).hidden_size)
+        self.ref_width, self.ref_depth = int(frozen.hidden_size), int(frozen.num_hidden_layers)
+
+    def provide(self, needs: frozenset[str]) -> None:
+        """See `Scorer.provide`.
+
+        Raises:
+            OptionError: the scores lack something that is needed, or this model or its reference cannot give it.
+        """
+        super().provide(needs)
+        if needs & _BESIDE and not self._reference and not isinstance(self.policy, PeftModel):
+            raise OptionError(
+                "the objective reads the reference's distributions while the policy is trained, so the policy cannot "
+                "be its own reference: give model.reference, or train an adapter (model.lora)"
+            )
+        name = type(_causal_lm(self.policy)).__name__
+        if "layers" in needs and self._trunks[id(self._frozen)].layers is None:
+            raise OptionError(f"the objective reads every layer of the reference, and those of {name} cannot be found")
+        if "temporal_residual" in needs and not self._trunks[id(self.policy)].takes_embeddings:
+            raise OptionError(f"the objective mixes input embeddings, and {name} takes no inputs_embeds")
 
     def forward(self, inputs: Inputs) -> ResponseScores:
-        """Log-probabilities of all responses of a packed batch under the policy."""
+        """Log-probabilities of all responses of a packed batch under the policy, and what else was asked for."""
+        if self._wanted & _BESIDE:
+            return self._score_beside_reference(inputs)
+        if "temporal_residual" in self._wanted and self.training and self.residual.rate > 0:
+            return self._score_mixed(inputs)
         return self._score(self.policy, inputs)
 
     @torch.no_grad()
@@ -228,18 +266,16 @@ class LanguageScorer(PackedScorer):
         Raises:
             PrefkitError: the reference is the policy itself and the policy has been trained.
         """
-        if self._reference:
-            return self._score(self._reference[0], inputs)
-        if isinstance(self.policy, PeftModel):
-            with self.policy.disable_adapter():
-                return self._score(self.policy, inputs)
+        if self._reference or isinstance(self.policy, PeftModel):
+            with self._as_reference():
+                return self._score(self._frozen, inputs)
         if _versions(self.policy) != self._untrained:
             raise PrefkitError("the policy has been trained since it was loaded; give a reference model")
         return self._score(self.policy, inputs)
 
     def reference_key(self) -> str:
         """A digest of the reference's weights and precision."""
-        model = self._reference[0] if self._reference else self.policy
+        model = self._frozen
         written = _versions(model)
         if self._key is None or self._key[0] != written:
             # All weights are read: seconds for a large model, and a run asks for each of its data sets.
@@ -251,27 +287,95 @@ class LanguageScorer(PackedScorer):
         return self._key[1]
 
     def _score(self, model: nn.Module, inputs: Inputs) -> ResponseScores:
-        trunk = self._trunks[id(model)]
+        trunk, targets = self._trunks[id(model)], inputs["targets"]
         with self._autocast():
-            logps, states = trunk.score(inputs)
-        lengths = inputs["response_lengths"]
-        owner = torch.repeat_interleave(torch.arange(len(lengths), device=logps.device), lengths)
-        totals = torch.zeros(len(lengths), device=logps.device).index_add(0, owner, logps)
-        return ResponseScores(totals, lengths, tokens=TokenScores(logps, owner, states=states))
+            batch = trunk.batch(inputs)
+            hidden = trunk.hidden(batch)
+            logps = trunk.logps(hidden, batch, targets)
+        return _totals(inputs, logps, states=hidden[batch.own] if batch.held is None else None)
+
+    def _score_mixed(self, inputs: Inputs) -> ResponseScores:
+        """Scores with the policy's one-step-ahead predictions in its input embeddings (Intuitive Fine-Tuning)."""
+        trunk, targets, residual = self._trunks[id(self.policy)], inputs["targets"], self.residual
+        batch = trunk.batch(inputs)
+        # Each pass has an autocast of its own: one that began without gradients would keep weights that have none.
+        with torch.no_grad(), self._autocast():
+            states = trunk.hidden(batch)[batch.predictors]
+            ahead, plain = predicted_tokens(trunk.logits, states, targets, residual.choose, self.config.vocab_size)
+            embeds = trunk.mixed(batch, ahead, residual.rate)
+        with self._autocast():
+            hidden = trunk.hidden(batch, embeds)
+            logps = trunk.logps(hidden, batch, targets)
+        own = hidden[batch.own] if batch.held is None else None
+        return _totals(inputs, logps, states=own, plain_logps=plain)
+
+    def _score_beside_reference(self, inputs: Inputs) -> ResponseScores:
+        """Scores with those of the reference, and how far apart their distributions over the next token are."""
+        trunk, frozen, targets = self._trunks[id(self.policy)], self._trunks[id(self._frozen)], inputs["targets"]
+
+        def ref_logits(states: Tensor) -> Tensor:
+            with contextlib.nullcontext() if isinstance(frozen.head, nn.Linear) else self._as_reference():
+                return frozen.logits(states)
+
+        with torch.no_grad(), self._autocast(), self._as_reference():
+            ref_batch = frozen.batch(inputs)
+            with frozen.recorded(ref_batch, "layers" in self._wanted) as layers:
+                ref_hidden = frozen.hidden(ref_batch)[ref_batch.predictors]
+            if layers:
+                # The last layer is read as the output layer reads it, after the final norm.
+                layers[-1] = ref_hidden
+        batch = trunk.batch(inputs)
+        with self._autocast():
+            hidden = trunk.hidden(batch)
+            logps, ref_logps, kl = token_divergences(
+                trunk.logits, hidden[batch.predictors], ref_logits, ref_hidden, targets, self.config.vocab_size
+            )
+        return _totals(
+            inputs,
+            logps.clone(),
+            ref_logps=ref_logps,
+            kl=kl.clone(),
+            states=hidden[batch.own] if batch.held is None else None,
+            layers=torch.stack(layers, dim=1).float() if layers else None,
+        )
+
+    @property
+    def _frozen(self) -> nn.Module:
+        """The model that the reference is, or is a part of."""
+        model: nn.Module = self._reference[0] if self._reference else self.policy
+        return model
+
+    @contextlib.contextmanager
+    def _as_reference(self) -> Iterator[None]:
+        """The reference as it is scored with: no adapter, no dropout."""
+        adapted = not self._reference and isinstance(self.policy, PeftModel)
+        with _evaluating(self._frozen), self.policy.disable_adapter() if adapted else contextlib.nullcontext():
+            yield
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LanguageScorer:
+        # The reference is no submodule, but goes where the policy goes.
+        for model in self._reference:
+            model._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's annotation is incomplete
+        return self
 
 
-class _States(NamedTuple):
-    """Hidden states of a batch, and where in them to look.
+class _Batch(NamedTuple):
+    """A packed batch as a decoder takes it. Places count the tokens of all its sequences.
 
     Args:
-        hidden: `[places, dim]`, the last states of all tokens.
-        predictors: `[tokens]`, the place whose state predicts each response token.
-        own: `[tokens]`, the place of each response token itself; None unless the row is whole.
+        ids: `[1, row]`, or one padded sequence a response.
+        arguments: masks and positions.
+        predictors: for each response token, the place whose state predicts it.
+        own: places of the response tokens that are there.
+        held: which response tokens are there; None if all are.
     """
 
-    hidden: Tensor
+    ids: Tensor
+    arguments: dict[str, Any]
     predictors: Tensor
-    own: Tensor | None
+    own: Tensor
+    held: Tensor | None
 
 
 class Trunk:
@@ -286,6 +390,8 @@ class Trunk:
             getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
         )
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        self.layers = layers_of(self.decoder, _text_config(config).num_hidden_layers)
+        self.takes_embeddings = "inputs_embeds" in inspect.signature(self.decoder.forward).parameters
         self.shared = False
         own = config._attn_implementation
         probe = _probe(config.vocab_size, next(model.parameters()).device)
@@ -294,7 +400,8 @@ class Trunk:
             if share and _can_share(model):
                 try:
                     model.set_attn_implementation(attention.IMPLEMENTATION)
-                    self.shared = _agree(self._logps(self._shared(probe), probe)[0], expected, model.dtype)
+                    self.shared = True
+                    self.shared = _agree(self._probed(probe), expected, model.dtype)
                 except attention.UnsupportedAttentionError:
                     self.shared = False
             if self.shared:
@@ -305,66 +412,119 @@ class Trunk:
                     logger.warning(
                         f"{type(model).__name__} cannot share a prompt between responses: each is processed on its own"
                     )
-                if not _agree(self._logps(self._plain(probe), probe)[0], expected, model.dtype):
+                if not _agree(self._probed(probe), expected, model.dtype):
                     raise OptionError(
                         f"the log-probabilities of {type(model).__name__} cannot be taken from its states"
                     )
 
     def _trim_last_layer(self, probe: Inputs, expected: Tensor, model: PreTrainedModel) -> None:
         """Spare the last layer what nobody reads, if the numbers stay as they are."""
-        layer = last_layer(self.decoder, model.config.num_hidden_layers)
-        if layer is None:
+        if self.layers is None:
             return
-        handles = trim(layer)
+        handles = trim(self.layers[-1])
         try:
-            if _agree(self._logps(self._shared(probe), probe)[0], expected, model.dtype):
+            if _agree(self._probed(probe), expected, model.dtype):
                 return
         except Exception as error:  # whatever an unknown layer raises when it is given part of a row
             logger.debug(f"the last layer of {type(model).__name__} is computed whole: {error}")
         for handle in handles:
             handle.remove()
 
-    def score(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities of the response tokens of a packed batch, `[tokens]`, and in a whole row their states."""
-        return self._logps(self._shared(inputs) if self.shared else self._plain(inputs), inputs)
-
     def last_states(self, inputs: Inputs) -> Tensor:
         """The state at the last token of each response of a whole row, `[responses, dim]`, without the output layer."""
-        hidden, _, own = self._shared(inputs) if self.shared else self._plain(inputs)
-        assert own is not None
-        return hidden[own[inputs["response_lengths"].cumsum(0) - 1]]
+        batch = self.batch(inputs)
+        assert batch.held is None
+        return self.hidden(batch)[batch.own[inputs["response_lengths"].cumsum(0) - 1]]
 
-    def _logps(self, states: _States, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
-        hidden, predictors, own = states
-        return self._head(hidden, predictors, inputs["targets"]), None if own is None else hidden[own]
+    def _probed(self, probe: Inputs) -> Tensor:
+        batch = self.batch(probe)
+        return self.logps(self.hidden(batch), batch, probe["targets"])
 
-    def _shared(self, inputs: Inputs) -> _States:
-        layout = _layout(inputs)
-        ids = inputs["input_ids"]
-        hidden = self.decoder(
-            input_ids=ids,
-            position_ids=inputs["position_ids"],
+    def batch(self, inputs: Inputs) -> _Batch:
+        """A packed batch as this model's decoder takes it."""
+        layout, device = _layout(inputs), inputs["input_ids"].device
+        held = None if layout.whole else torch.tensor(layout.held(), dtype=torch.long, device=device)
+        if not self.shared:
+            padded, mask, predictors = _unpacked(inputs)
+            # A token stands one place behind the state that predicts it.
+            own = predictors + 1 if held is None else predictors[held] + 1
+            return _Batch(padded, {"attention_mask": mask}, predictors, own, held)
+        arguments = {
+            "position_ids": inputs["position_ids"],
             # A mask that is given as four-dimensional is taken as it is: the layout says who sees whom.
-            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device),
-            use_cache=False,
-            layout=layout,
-        ).last_hidden_state[0]
-        predictors = torch.tensor(layout.predictors(), device=ids.device)
-        return _States(hidden, predictors, torch.tensor(layout.own(), device=ids.device) if layout.whole else None)
+            "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
+            "layout": layout,
+        }
+        predictors, own = (torch.tensor(places, device=device).long() for places in (layout.predictors(), layout.own()))
+        return _Batch(inputs["input_ids"], arguments, predictors, own, held)
 
-    def _plain(self, inputs: Inputs) -> _States:
-        padded, mask, predictors = _unpacked(inputs)
-        hidden = self.decoder(input_ids=padded, attention_mask=mask, use_cache=False).last_hidden_state.flatten(0, 1)
-        # The state at a token stands one place behind the one that predicts it.
-        return _States(hidden, predictors, predictors + 1 if "whole" in inputs else None)
+    def hidden(self, batch: _Batch, embeds: Tensor | None = None) -> Tensor:
+        """The last hidden states, `[places, dim]`; of a row, right only where they are read.
 
-    def _head(self, hidden: Tensor, predictors: Tensor, targets: Tensor) -> Tensor:
+        Args:
+            batch: the tokens.
+            embeds: input embeddings to take in their stead.
+        """
+        given = {"input_ids": batch.ids} if embeds is None else {"inputs_embeds": embeds}
+        states: Tensor = self.decoder(**given, **batch.arguments, use_cache=False).last_hidden_state
+        return states.flatten(0, 1)
+
+    def mixed(self, batch: _Batch, ahead: Tensor, rate: float) -> Tensor:
+        """Input embeddings with a share of those of the tokens that were predicted in the place of the response's.
+
+        Looked up without a gradient, as in the authors' code, which keeps a frozen copy of the table.
+        """
+        further = batch.ids.flatten().index_copy(0, batch.own, ahead if batch.held is None else ahead[batch.held])
+        embed = self.decoder.get_input_embeddings()
+        return mix_embeddings(embed(batch.ids), embed(further.view_as(batch.ids)), rate)
+
+    @contextlib.contextmanager
+    def recorded(self, batch: _Batch, wanted: bool) -> Iterator[list[Tensor]]:
+        """The states of every layer that predict the response tokens, `[tokens, dim]` each, once the decoder has run.
+
+        Hooks that are set now run after those that fill up a shortened last layer, so it is read as it is to be read;
+        the `output_hidden_states` of transformers would be taken before.
+        """
+        found: list[Tensor] = []
+
+        def keep(layer: nn.Module, args: Any, output: Any) -> None:
+            states: Tensor = output[0] if isinstance(output, tuple) else output
+            found.append(states.flatten(0, 1)[batch.predictors])
+
+        handles = [layer.register_forward_hook(keep) for layer in self.layers or ()] if wanted else []
+        try:
+            yield found
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @property
+    def logits(self) -> Logits:
+        """From hidden states to logits."""
+        return logits_of(self.head, self.scale, self.softcap)
+
+    def logps(self, hidden: Tensor, batch: _Batch, targets: Tensor) -> Tensor:
+        """Log-probabilities of the response tokens, `[tokens]`."""
         count = len(targets)
         padding = (0, -count % ROW_MULTIPLE)
-        states = hidden.index_select(0, F.pad(predictors, padding))
+        states = hidden.index_select(0, F.pad(batch.predictors, padding))
         logps = token_logps(self.head, states, F.pad(targets, padding), scale=self.scale, softcap=self.softcap)
         # A copy: FSDP2 hooks what a forward pass returns, and cannot hook a view.
         return logps[:count].clone()
+
+
+def _totals(inputs: Inputs, logps: Tensor, **tokens: Tensor | None) -> ResponseScores:
+    """Scores of responses from those of their tokens."""
+    lengths = inputs["response_lengths"]
+    owner = torch.repeat_interleave(torch.arange(len(lengths), device=logps.device), lengths)
+
+    def total(values: Tensor) -> Tensor:
+        return torch.zeros(len(lengths), device=logps.device).index_add(0, owner, values)
+
+    ref = tokens.get("ref_logps")
+    return ResponseScores(
+        total(logps), lengths, None if ref is None else total(ref), TokenScores(logps, owner, **tokens)
+    )
 
 
 def _unpacked(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
@@ -424,6 +584,10 @@ def _agree(measured: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
 def _can_share(model: PreTrainedModel) -> bool:
     kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
     return bool(model._supports_attention_backend) and kinds <= {"full_attention", "sliding_attention"}
+
+
+def _text_config(config: Any) -> Any:
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def _causal_lm(model: nn.Module) -> PreTrainedModel:

@@ -2,6 +2,14 @@
 
 from prefkit.objectives.auxiliary import centre
 from prefkit.objectives.compose import DemonstrationObjective, LabelObjective, ListObjective, Objective, PairObjective
+from prefkit.objectives.intuitive import (
+    IntuitiveFineTuning,
+    discounted_cumsum,
+    ift_loss,
+    ift_weights,
+    lambda_at_step,
+    relation_weights,
+)
 from prefkit.objectives.links import hinge, logistic, probit, squared, weighted_logistic
 from prefkit.objectives.listwise import all_pairs_loss, plackett_luce_loss
 from prefkit.objectives.losses import (
@@ -34,7 +42,17 @@ from prefkit.objectives.parts import Part, Stateful
 from prefkit.objectives.presets import PRESETS, Preset, make_objective
 from prefkit.objectives.regularisers import average_sft, sft
 from prefkit.objectives.rewards import average_log_prob, average_log_ratio, log_odds, log_prob, log_ratio, score
-from prefkit.objectives.scorer import SCORED, Encoded, Inputs, Scorer, score_all
+from prefkit.objectives.scorer import (
+    SCORED,
+    Encoded,
+    HasLayers,
+    HasStates,
+    Inputs,
+    MixesInputs,
+    Scorer,
+    TemporalResidual,
+    score_all,
+)
 from prefkit.objectives.scores import (
     Companions,
     DemonstrationScores,
@@ -59,12 +77,16 @@ __all__ = [
     "Encoded",
     "Form",
     "GradientWeights",
+    "HasLayers",
+    "HasStates",
     "Inputs",
+    "IntuitiveFineTuning",
     "JointLosses",
     "LabelObjective",
     "LabelScores",
     "ListObjective",
     "ListScores",
+    "MixesInputs",
     "Objective",
     "PairObjective",
     "PairScores",
@@ -75,6 +97,7 @@ __all__ = [
     "Scores",
     "Stateful",
     "Targets",
+    "TemporalResidual",
     "TokenScores",
     "all_pairs_loss",
     "average_log_prob",
@@ -84,10 +107,13 @@ __all__ = [
     "centre",
     "conservative",
     "cpo_loss",
+    "discounted_cumsum",
     "dpo_loss",
     "flip_preferences",
     "gradient_weights",
     "hinge",
+    "ift_loss",
+    "ift_weights",
     "induced_log_odds",
     "ipo_loss",
     "ipo_loss_length_averaged",
@@ -95,6 +121,7 @@ __all__ = [
     "jpo_loss_decomposed",
     "kto_loss",
     "kto_reference_point",
+    "lambda_at_step",
     "log_odds",
     "log_prob",
     "log_ratio",
@@ -104,6 +131,7 @@ __all__ = [
     "plackett_luce_loss",
     "probit",
     "rdpo_loss",
+    "relation_weights",
     "robust",
     "robust_loss",
     "robust_reward_model_loss",

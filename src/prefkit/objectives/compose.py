@@ -35,8 +35,9 @@ class Objective(nn.Module, ABC, Generic[S]):
         view: the scores that it takes.
         needs: what a run must provide. From the data: "annotators", "strengths", "margins" (a reward model's),
             "ratings", "kl" (mismatched responses). From the scorer: "reference", "tokens", and of single tokens
-            "states", "layers", "token_kl", "steps"; "joint" (prompts of joint comparisons are scored with their
-            responses); "rewards" (scores are a reward model's rewards, not log-probabilities).
+            "states", "layers", "token_kl", "steps"; "temporal_residual" (the policy's predictions are mixed into its
+            inputs); "joint" (prompts of joint comparisons are scored with their responses); "rewards" (scores are a
+            reward model's rewards, not log-probabilities).
         batch_mean: mean over the batch, for parts that need one; replaced by the mean over all processes where
             there are several.
     """
@@ -94,6 +95,16 @@ class Objective(nn.Module, ABC, Generic[S]):
         for part in self._states():
             part.total = total or part.total
             part.prepare(annotators)
+
+    def equip(self, scorer: object) -> None:
+        """Let the parts meet the scorer, once it provides what they need and before anything is encoded."""
+        for part in self._states():
+            part.equip(scorer)
+
+    def advance(self, step: int) -> None:
+        """Tell the parts that an update of the model begins; `step` were made before it."""
+        for part in self._states():
+            part.advance(step)
 
     def accompany(self, comparison: Comparison, chosen: int, rejected: int) -> list[tuple[int, Companion]]:
         """Further texts of a pair that are scored with it, each with the place of the part that asks for it."""

@@ -38,7 +38,7 @@ class Part:
 
     Args:
         name: how configurations call it.
-        function: takes tensors by position and options by keyword.
+        function: takes tensors by position and options by keyword, and gives a tensor; or a `Stateful` class.
         takes: fields of the scores that it reads, in the order of its arguments.
         options: the options it takes, typed.
         values: the values of the options.
@@ -47,7 +47,7 @@ class Part:
     """
 
     name: str
-    function: Callable[..., Tensor]
+    function: Callable[..., Any]
     takes: tuple[str, ...] = ()
     options: type[Options] = Options
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -56,7 +56,8 @@ class Part:
 
     def __call__(self, *tensors: Any) -> Tensor:
         """Apply the function."""
-        return self.function(*tensors, **self.values)
+        result: Tensor = self.function(*tensors, **self.values)
+        return result
 
     def __repr__(self) -> str:
         values = ", ".join(f"{name}={value!r}" for name, value in self.values.items())
@@ -118,7 +119,7 @@ class Stateful(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.total: Callable[[Tensor], Tensor] = lambda tensor: tensor
+        self.total: Callable[[Tensor], Tensor] = _of_one_process
         self.figures: dict[str, Tensor] = {}
 
     def prepare(self, annotators: Sequence[str]) -> None:
@@ -126,6 +127,23 @@ class Stateful(nn.Module):
 
         Args:
             annotators: names of the annotators in the order of their indices; empty if none were asked for.
+        """
+
+    def equip(self, scorer: object) -> None:
+        """Meet the scorer, before anything is encoded: learn sizes, make weights, tell it how to give what is needed.
+
+        Args:
+            scorer: gives what the part needs; see `prefkit.objectives.scorer`.
+
+        Raises:
+            OptionError: it lacks what the part asks for.
+        """
+
+    def advance(self, step: int) -> None:
+        """An update of the model begins.
+
+        Args:
+            step: updates before it, those of a run that was resumed included.
         """
 
     def summary(self) -> Mapping[str, Any]:
@@ -158,6 +176,10 @@ class Stateful(nn.Module):
 
     def __repr__(self) -> str:
         return repr(self.part)
+
+
+def _of_one_process(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 AnyPart = Part | Stateful

@@ -207,6 +207,12 @@ PRESETS: Mapping[str, Preset] = {
         {"imitation": "average_sft"},
         origin="common practice",
     ),
+    "ift": Preset(
+        "demonstrations",
+        "intuitive fine-tuning: the model reads its own predictions, and tokens weigh what follows them",
+        "Hua et al. 2024, arXiv 2405.11870",
+        {"imitation": "ift"},
+    ),
 }
 """Every named method."""
 

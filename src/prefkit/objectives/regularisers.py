@@ -6,6 +6,7 @@ from jaxtyping import Float, Int
 from pydantic import Field, FiniteFloat
 from torch import Tensor
 
+from prefkit.objectives.intuitive import IFT
 from prefkit.objectives.parts import Part, catalogue
 from prefkit.options import Options
 
@@ -47,5 +48,6 @@ REGULARISERS = catalogue(
 IMITATION = catalogue(
     Part("sft", sft, ("policy_logps",)),
     Part("average_sft", average_sft, ("policy_logps", "lengths")),
+    IFT,
 )
-"""The same terms as the whole objective of demonstrations."""
+"""What can be the whole objective of demonstrations."""

@@ -7,11 +7,13 @@ cache and every measurement then work for it unchanged.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from prefkit.comparisons import Comparison
@@ -26,8 +28,39 @@ Inputs = Mapping[str, Tensor]
 processes."""
 
 
-SCORED = frozenset({"tokens", "states", "layers", "token_kl", "steps", "joint", "rewards"})
+SCORED = frozenset({"tokens", "states", "layers", "token_kl", "temporal_residual", "steps", "joint", "rewards"})
 """What objectives need that only a scorer can give; see `Objective.needs`."""
+
+
+@dataclass
+class TemporalResidual:
+    """How a scorer mixes the policy's own one-step-ahead predictions into its inputs; see `objectives.intuitive`.
+
+    Args:
+        rate: share of the prediction's embedding, the paper's lambda; 0 leaves the inputs as they are.
+        sampler: which token is predicted: the best one, the second best ("topk"), or one sampled at temperature 0.7
+            ("nucleus").
+        seed: fixes what is sampled.
+    """
+
+    rate: float = 0.0
+    sampler: Literal["greedy", "topk", "nucleus"] = "greedy"
+    seed: int = 0
+    _generator: torch.Generator | None = None
+
+    def begin(self, rate: float, seed: int) -> None:
+        """Take the rate and the seed of the update that begins."""
+        self.rate, self.seed, self._generator = rate, seed, None
+
+    def choose(self, logits: Float[Tensor, "tokens vocabulary"]) -> Int[Tensor, " tokens"]:
+        """The predicted token at each place."""
+        if self.sampler == "greedy":
+            return logits.argmax(1)
+        if self.sampler == "topk":
+            return logits.topk(min(2, logits.shape[1])).indices[:, -1]
+        if self._generator is None:
+            self._generator = torch.Generator(logits.device).manual_seed(self.seed)
+        return torch.multinomial((logits / 0.7).softmax(1), 1, generator=self._generator).squeeze(1)
 
 
 @runtime_checkable
@@ -46,6 +79,9 @@ class Scorer(Protocol):
 
     def provide(self, needs: frozenset[str]) -> None:
         """Give what an objective needs of the scorer from now on, see `SCORED`; called before anything is encoded.
+
+        A scorer that gives "states" has `width`, one that gives "layers" has `ref_width` and `ref_depth` (see
+        `HasStates`, `HasLayers`), and one that gives "temporal_residual" has `residual` (`MixesInputs`).
 
         Raises:
             OptionError: this scorer cannot give it.
@@ -88,6 +124,28 @@ class Scorer(Protocol):
             state: the module's full state, where this process holds only a shard of it.
         """
         ...
+
+
+@runtime_checkable
+class HasStates(Protocol):
+    """A scorer whose tokens have hidden states of a known size."""
+
+    width: int
+
+
+@runtime_checkable
+class HasLayers(Protocol):
+    """A scorer that reads every layer of the reference, of a known number and size."""
+
+    ref_width: int
+    ref_depth: int
+
+
+@runtime_checkable
+class MixesInputs(Protocol):
+    """A scorer that mixes the policy's predictions into its inputs, as `residual` says."""
+
+    residual: TemporalResidual
 
 
 def score_all(

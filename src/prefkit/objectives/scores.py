@@ -32,6 +32,8 @@ class TokenScores:
         states: the policy's last hidden state at each token.
         layers: the reference's hidden states that predict each token, of every layer.
         steps: step of its response that each token belongs to, from 0; -1 outside all steps.
+        plain_logps: the policy's log-probabilities with its inputs as they are, without gradient, where `policy_logps`
+            are those with its own predictions mixed into them.
     """
 
     policy_logps: Float[Tensor, " tokens"]
@@ -41,6 +43,29 @@ class TokenScores:
     states: Float[Tensor, "tokens dim"] | None = None
     layers: Float[Tensor, "tokens layers dim"] | None = None
     steps: Int[Tensor, " tokens"] | None = None
+    plain_logps: Float[Tensor, " tokens"] | None = None
+
+    def total(self, values: Float[Tensor, " tokens"], responses: int) -> Float[Tensor, " responses"]:
+        """Sum of a value over the tokens of each response.
+
+        Args:
+            values: one a token.
+            responses: how many responses there are.
+        """
+        return values.new_zeros(responses).index_add(0, self.response, values)
+
+    def table(
+        self, values: Float[Tensor, " tokens"], responses: int
+    ) -> tuple[Float[Tensor, "responses longest"], Bool[Tensor, "responses longest"]]:
+        """One row a response, padded with 0 at its end, and the mask of the tokens.
+
+        Args:
+            values: one a token.
+            responses: how many responses there are.
+        """
+        lengths = torch.bincount(self.response, minlength=responses)
+        mask = torch.arange(int(lengths.max()) if responses else 0, device=values.device) < lengths[:, None]
+        return values.new_zeros(mask.shape).masked_scatter(mask, values), mask
 
     def of(self, responses: Int[Tensor, " n"], lengths: Int[Tensor, " all"]) -> TokenScores:
         """The tokens of some responses, one after the other; `response` counts these from 0.
@@ -221,12 +246,14 @@ class DemonstrationScores:
         lengths: tokens of each response.
         ref_logps: the responses under the reference.
         weights: importance of each response.
+        tokens: tokens of all responses, `response` being the place in the batch; None unless asked for.
     """
 
     policy_logps: Float[Tensor, " batch"]
     lengths: Int[Tensor, " batch"]
     ref_logps: Float[Tensor, " batch"] | None = None
     weights: Float[Tensor, " batch"] | None = None
+    tokens: TokenScores | None = None
 
 
 Scores = PairScores | ListScores | LabelScores | DemonstrationScores
@@ -332,6 +359,7 @@ class Targets:
                     lengths=lengths[own],
                     ref_logps=None if ref is None else ref[own],
                     weights=self.weights,
+                    tokens=tokens and tokens.of(own, lengths),
                 )
 
     def _companions(self, scores: ResponseScores) -> tuple[Companions, ...]:

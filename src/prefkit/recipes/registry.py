@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from prefkit.errors import PrefkitError, unknown
-from prefkit.recipes import dove, rdpo
+from prefkit.recipes import dove, ift, rdpo
 from prefkit.recipes.recipe import Recipe
 
-READY = (dove.RECIPE, rdpo.RECIPE)
+READY = (
+    dove.RECIPE,
+    ift.RECIPE,
+    rdpo.RECIPE,
+)
 
 PLANNED = (
     Recipe("apo", "Momentum for iterated preference optimisation", 2024, "arXiv 2410.06293"),
@@ -24,7 +28,6 @@ PLANNED = (
     Recipe("flr", "Likelihood of a user's follow-up as reward", 2024, "arXiv 2409.13948"),
     Recipe("gpm", "Preference embeddings that can represent cycles", 2024, "arXiv 2410.02197"),
     Recipe("gream", "Recommendation by generative reasoning over item codes", 2025, "arXiv 2510.20815"),
-    Recipe("ift", "Fine-tuning and alignment in one process", 2024, "arXiv 2405.11870"),
     Recipe("inpo", "Diffusion preference optimisation along inverted trajectories", 2025, "arXiv 2503.18454"),
     Recipe("lcpo", "Label correctness as a latent variable, with annotator reliability", 2025, "arXiv 2509.24159"),
     Recipe("madpo", "DPO weighted by the margins of a reward model", 2025, "arXiv 2510.05342"),

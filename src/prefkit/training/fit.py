@@ -98,6 +98,7 @@ def fit(
     _check(scorer, options, evaluation)
     _check_weights(objective, options)
     scorer.provide(objective.needs & SCORED)
+    objective.equip(scorer)
     arguments = _arguments(options, run, evaluation is not None)
     processes.in_first(lambda: _open(run, config, options, resume))
 

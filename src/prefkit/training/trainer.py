@@ -359,6 +359,9 @@ class _Course(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._trainer.batches.epoch = int(state.epoch or 0)
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._trainer.objective.advance(state.global_step)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         control.should_log |= state.global_step >= state.max_steps
         # The Trainer knows of the model's gradients only.
