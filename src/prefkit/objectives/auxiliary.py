@@ -7,6 +7,9 @@ fields that it names, and gives one term a pair.
 
 from __future__ import annotations
 
-from prefkit.objectives.parts import catalogue
+from prefkit.objectives.parts import Part, catalogue
+from prefkit.objectives.value import ValueOptions, value
 
-AUXILIARY = catalogue()
+AUXILIARY = catalogue(
+    Part("value", value, ("policy_chosen_logps", "ref_chosen_logps"), ValueOptions),
+)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from prefkit.errors import PrefkitError, unknown
-from prefkit.recipes import rdpo
+from prefkit.recipes import rdpo, vpo
 from prefkit.recipes.recipe import Recipe
 
-READY = (rdpo.RECIPE,)
+READY = (rdpo.RECIPE, vpo.RECIPE)
 
 PLANNED = (
     Recipe("apo", "Momentum for iterated preference optimisation", 2024, "arXiv 2410.06293"),
@@ -54,7 +54,6 @@ PLANNED = (
     Recipe("upo", "Self-training that trusts pairs by their uncertainty", 2024, "arXiv 2409.11212"),
     Recipe("user-simulator", "Simulated users aligned with recorded behaviour", 2025, "arXiv 2508.18142"),
     Recipe("value-drifts", "How values move in the course of post-training", 2025, "arXiv 2510.26707"),
-    Recipe("vpo", "Optimism and pessimism by a value term", 2024, "arXiv 2405.19320"),
     Recipe("worldpm", "Preference modelling at scale from public forums", 2025, "arXiv 2505.10527"),
 )
 
