@@ -81,6 +81,9 @@ NEEDS = {kind: {"reference"} for kind in (*PAIRWISE, "plackett_luce", "all_pairs
     "sft": set(),
     "kto": {"reference", "kl"},
     "vpo": {"reference"},
+    "rationale_dpo": {"reference"},
+    "rationale_orpo": set(),
+    "rationale_simpo": set(),
 }
 
 

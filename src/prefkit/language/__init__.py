@@ -7,7 +7,7 @@ import os
 os.environ.setdefault("LRU_CACHE_CAPACITY", "16")
 
 from prefkit.language.encoding import Encoder, EncodingOptions
-from prefkit.language.head import token_logps
+from prefkit.language.head import label_logps, token_logps
 from prefkit.language.models import BUILTIN, LoraOptions, ModelOptions, load_scorer
 from prefkit.language.packing import Layout, pack
 from prefkit.language.sampling import sample
@@ -22,6 +22,7 @@ __all__ = [
     "LoraOptions",
     "ModelOptions",
     "Precision",
+    "label_logps",
     "load_scorer",
     "pack",
     "sample",

@@ -34,6 +34,13 @@ from prefkit.objectives.noise import (
 )
 from prefkit.objectives.parts import Part, Stateful
 from prefkit.objectives.presets import PRESETS, Preset, make_objective
+from prefkit.objectives.rationales import (
+    Rationale,
+    rationale_dpo_loss,
+    rationale_loss,
+    rationale_orpo_loss,
+    rationale_simpo_loss,
+)
 from prefkit.objectives.regularisers import average_sft, sft
 from prefkit.objectives.rewards import average_log_prob, average_log_ratio, log_odds, log_prob, log_ratio
 from prefkit.objectives.scorer import SCORED, Encoded, Inputs, Scorer, score_all
@@ -87,6 +94,7 @@ __all__ = [
     "Part",
     "PolicyAndValue",
     "Preset",
+    "Rationale",
     "ResponseScores",
     "RewardObjective",
     "Scorer",
@@ -123,6 +131,10 @@ __all__ = [
     "orpo_loss",
     "plackett_luce_loss",
     "probit",
+    "rationale_dpo_loss",
+    "rationale_loss",
+    "rationale_orpo_loss",
+    "rationale_simpo_loss",
     "rdpo_loss",
     "robust",
     "robust_loss",

@@ -7,9 +7,12 @@ fields that it names, and gives one term a pair.
 
 from __future__ import annotations
 
+from prefkit.comparisons.rationales import rationale_companions
 from prefkit.objectives.parts import Part, catalogue
+from prefkit.objectives.rationales import Rationale, RationaleOptions
 from prefkit.objectives.value import ValueOptions, value
 
 AUXILIARY = catalogue(
+    Part("rationale", Rationale, options=RationaleOptions, companions=rationale_companions),
     Part("value", value, ("policy_chosen_logps", "ref_chosen_logps"), ValueOptions),
 )

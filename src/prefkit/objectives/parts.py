@@ -38,7 +38,7 @@ class Part:
 
     Args:
         name: how configurations call it.
-        function: takes tensors by position and options by keyword.
+        function: takes tensors by position and options by keyword; or a class of `Stateful`.
         takes: fields of the scores that it reads, in the order of its arguments.
         options: the options it takes, typed.
         values: the values of the options.
@@ -47,7 +47,7 @@ class Part:
     """
 
     name: str
-    function: Callable[..., Tensor]
+    function: Callable[..., Any]
     takes: tuple[str, ...] = ()
     options: type[Options] = Options
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -56,7 +56,8 @@ class Part:
 
     def __call__(self, *tensors: Any) -> Tensor:
         """Apply the function."""
-        return self.function(*tensors, **self.values)
+        result: Tensor = self.function(*tensors, **self.values)
+        return result
 
     def __repr__(self) -> str:
         values = ", ".join(f"{name}={value!r}" for name, value in self.values.items())
@@ -118,7 +119,7 @@ class Stateful(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.total: Callable[[Tensor], Tensor] = lambda tensor: tensor
+        self.total: Callable[[Tensor], Tensor] = _alone
         self.figures: dict[str, Tensor] = {}
 
     def prepare(self, annotators: Sequence[str]) -> None:
@@ -158,6 +159,11 @@ class Stateful(nn.Module):
 
     def __repr__(self) -> str:
         return repr(self.part)
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """The sum over the one process that there is; a named function, so that parts can be sent to other processes."""
+    return tensor
 
 
 AnyPart = Part | Stateful
