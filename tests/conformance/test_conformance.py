@@ -11,6 +11,8 @@ VECTORS = ROOT.parent / "shared" / "golden"
 PASSING = {
     "rdpo": None,  # all of them
     "dove": None,
+    "rationales": None,
+    "vpo": None,
     "lcpo": {"dpo_loss", "ipo_loss", "simpo_loss", "cpo_loss"},
     "rso": {"sigmoid_norm_loss", "hinge_norm_loss", "hinge_loss", "slic_loss"},
 }

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prefkit.language import head, token_logps
+from prefkit.language import head, label_logps, token_logps
 
 TOKENS, WIDTH, VOCABULARY = 37, 8, 50
 
@@ -87,3 +87,13 @@ def test_extreme_states_stay_finite() -> None:
     logps.sum().backward()
     assert torch.isfinite(logps).all()
     assert torch.isfinite(hidden.grad).all()
+
+
+def test_label_logps_leave_out_what_belongs_to_no_response() -> None:
+    logits = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([[-100, -100, 3, 1, -100], [-100, 2, 0, 6, 5]])
+    logps = logits.log_softmax(2)
+    first = logps[0, 1, 3] + logps[0, 2, 1]
+    second = logps[1, 0, 2] + logps[1, 1, 0] + logps[1, 2, 6] + logps[1, 3, 5]
+    torch.testing.assert_close(label_logps(logits, labels), torch.stack([first, second]))
+    torch.testing.assert_close(label_logps(logits, labels, average=True), torch.stack([first / 2, second / 4]))

@@ -20,7 +20,8 @@ from prefkit.objectives import (
     make_objective,
 )
 
-PAIRWISE = [name for name, preset in PRESETS.items() if preset.form == "pairs"]
+# Auxiliary terms have tests of their own: soft labels do not touch them, and some need further texts.
+PAIRWISE = [name for name, preset in PRESETS.items() if preset.form == "pairs" and "auxiliary" not in preset.parts]
 
 SCORES = PairScores(
     policy_chosen_logps=torch.tensor([-10.0, -12.0, -30.0]),
@@ -81,6 +82,10 @@ NEEDS = {kind: {"reference"} for kind in (*PAIRWISE, "plackett_luce", "all_pairs
     "sft": set(),
     "kto": {"reference", "kl"},
     "ift": {"tokens", "temporal_residual"},
+    "vpo": {"reference"},
+    "rationale_dpo": {"reference"},
+    "rationale_orpo": set(),
+    "rationale_simpo": set(),
 }
 
 

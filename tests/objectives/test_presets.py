@@ -72,7 +72,8 @@ def test_large_flip_rate_warns() -> None:
 @pytest.mark.parametrize("kind", PRESETS)
 def test_every_default_belongs_to_a_part(kind: str) -> None:
     preset = PRESETS[kind]
-    parts = [CATALOGUE[role][name] for role, name in preset.parts.items() if role != "regularisers"]
+    choices = [(role, choice if isinstance(choice, list) else [choice]) for role, choice in preset.parts.items()]
+    parts = [CATALOGUE[role][name] for role, names in choices for name in names if isinstance(name, str)]
     known = {name for part in parts for name in part.options.model_fields}
     assert set(preset.options) <= known
 
@@ -107,6 +108,18 @@ def test_an_option_reaches_its_part() -> None:
     assert target(SCORES).item() == pytest.approx(0.693147, abs=1e-6)
     without = make_objective({"kind": "cpo", "regularisers": []})
     assert without(SCORES).item() == pytest.approx(0.554355, abs=1e-6)  # log(1 + exp(-0.3))
+
+
+def test_a_term_of_a_preset_shares_the_options_of_its_other_parts() -> None:
+    assert repr(make_objective({"kind": "vpo", "beta": 0.3, "alpha": 2})) == (
+        "vpo(reward=log_ratio(divergence='reverse_kl', divergence_alpha=0.5), link=logistic(beta=0.3, gamma=0.0), "
+        "auxiliary=(value(beta=0.3, alpha=2.0, sign=-1),))"
+    )
+    own = make_objective({"kind": "dpo", "beta": 0.3, "auxiliary": [{"kind": "value", "beta": 0.5}]})
+    assert "link=logistic(beta=0.3" in repr(own)
+    assert "value(beta=0.5" in repr(own)
+    with pytest.raises(OptionError, match=r"objective\.alpha does not apply to 'vpo'"):
+        make_objective({"kind": "vpo", "auxiliary": [], "alpha": 1.0})
 
 
 def test_divergence_changes_the_reward() -> None:

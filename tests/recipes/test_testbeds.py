@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from prefkit.objectives import make_objective
-from prefkit.recipes.testbeds import LogLinearBandit, log_linear_scores, minimise
+from prefkit.recipes.testbeds import LogLinearBandit, bradley_terry, descend, log_linear_scores, minimise
 
 
 def world(seed: int = 0) -> LogLinearBandit:
@@ -52,3 +52,18 @@ def test_dpo_on_exact_probabilities_finds_the_reward() -> None:
 def test_minimiser_of_a_parabola() -> None:
     target = torch.tensor([1.0, -2.0], dtype=torch.float64)
     torch.testing.assert_close(minimise(lambda theta: ((theta - target) ** 2).sum(), 2), target)
+
+
+def test_better_responses_win_as_often_as_bradley_terry_says() -> None:
+    first, second = torch.zeros(20_000, dtype=torch.long), torch.ones(20_000, dtype=torch.long)
+    reward = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    chosen, rejected = bradley_terry(first, second, reward, torch.Generator().manual_seed(0))
+    assert (chosen + rejected == 1).all()
+    assert (chosen == 0).double().mean().item() == pytest.approx(torch.sigmoid(torch.tensor(1.0)).item(), abs=0.015)
+
+
+def test_descent_reaches_the_minimum_step_by_step() -> None:
+    target, at = torch.tensor([1.0, -2.0]), torch.zeros(2, requires_grad=True)
+    steps = list(descend([at], lambda: ((at - target) ** 2).sum(), steps=300, learning_rate=0.05))
+    assert steps == list(range(1, 301))
+    torch.testing.assert_close(at.detach(), target, rtol=0, atol=1e-3)

@@ -6,6 +6,7 @@ from prefkit.comparisons.formats import FORMATS
 from prefkit.comparisons.health import Health, check_comparisons
 from prefkit.comparisons.judging import consistent_feedback
 from prefkit.comparisons.pairing import Pair, adjacent, all_pairs, best_worst, labels, pairs, ranks
+from prefkit.comparisons.rationales import generate_rationales, rationale_companions, rationale_prompt
 from prefkit.comparisons.reader import BadRow, Comparisons, Skipped, load_comparisons
 from prefkit.comparisons.record import (
     Comparison,
@@ -48,11 +49,14 @@ __all__ = [
     "check_comparisons",
     "consistent_feedback",
     "from_dict",
+    "generate_rationales",
     "labels",
     "load_comparisons",
     "pairs",
     "ranks",
     "ranks_from_order",
+    "rationale_companions",
+    "rationale_prompt",
     "rows_for",
     "split_comparisons",
     "to_dict",

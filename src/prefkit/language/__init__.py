@@ -7,7 +7,7 @@ import os
 os.environ.setdefault("LRU_CACHE_CAPACITY", "16")
 
 from prefkit.language.encoding import Encoder, EncodingOptions, Lengths, truncated_lengths
-from prefkit.language.head import token_logps
+from prefkit.language.head import label_logps, token_logps
 from prefkit.language.models import BUILTIN, LoraOptions, ModelOptions, is_reward_model, load_scorer
 from prefkit.language.packing import Layout, pack
 from prefkit.language.residual import mix_embeddings, one_step_ahead_ids
@@ -32,6 +32,7 @@ __all__ = [
     "annotate",
     "encoded",
     "is_reward_model",
+    "label_logps",
     "load_reward",
     "load_scorer",
     "mix_embeddings",

@@ -125,6 +125,25 @@ def predicted_tokens(
     return torch.cat(ids), torch.cat(logps)
 
 
+def label_logps(
+    logits: Float[Tensor, "batch length vocabulary"], labels: Int[Tensor, "batch length"], *, average: bool = False
+) -> Float[Tensor, " batch"]:
+    """Log-probabilities of responses from all logits of a model, in the form in which trainers keep labels.
+
+    Logits at a place predict the label at the next one.
+
+    Args:
+        logits: of every place.
+        labels: the token at every place, -100 where it belongs to no response.
+        average: the mean over the response's tokens instead of the sum.
+    """
+    logits, labels = logits[:, :-1], labels[:, 1:]
+    counted = labels != -100
+    logps = logits.log_softmax(2).gather(2, labels.masked_fill(~counted, 0)[..., None])[..., 0]
+    sums = logps.masked_fill(~counted, 0.0).sum(1)
+    return sums / counted.sum(1) if average else sums
+
+
 def _outputs(head: nn.Module) -> int:
     return int(max(parameter.shape[0] for parameter in head.parameters()))
 

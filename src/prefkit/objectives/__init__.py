@@ -40,6 +40,13 @@ from prefkit.objectives.noise import (
 )
 from prefkit.objectives.parts import Part, Stateful
 from prefkit.objectives.presets import PRESETS, Preset, make_objective
+from prefkit.objectives.rationales import (
+    Rationale,
+    rationale_dpo_loss,
+    rationale_loss,
+    rationale_orpo_loss,
+    rationale_simpo_loss,
+)
 from prefkit.objectives.regularisers import average_sft, sft
 from prefkit.objectives.rewards import average_log_prob, average_log_ratio, log_odds, log_prob, log_ratio, score
 from prefkit.objectives.scorer import (
@@ -65,12 +72,27 @@ from prefkit.objectives.scores import (
     Targets,
     TokenScores,
 )
+from prefkit.objectives.tabular import (
+    Calibrated,
+    CalibrationIdentity,
+    PolicyAndValue,
+    RewardObjective,
+    calibrate_reward,
+    calibration_kl_identity,
+    optimal_policy,
+    optimal_policy_and_value,
+    vpo_policy_objective,
+    vpo_reward_objective,
+)
 from prefkit.objectives.unpaired import kto_loss, kto_reference_point
+from prefkit.objectives.value import VpoLoss, value, vpo_loss
 from prefkit.objectives.weights import strength
 
 __all__ = [
     "PRESETS",
     "SCORED",
+    "Calibrated",
+    "CalibrationIdentity",
     "Companions",
     "DemonstrationObjective",
     "DemonstrationScores",
@@ -91,18 +113,24 @@ __all__ = [
     "PairObjective",
     "PairScores",
     "Part",
+    "PolicyAndValue",
     "Preset",
+    "Rationale",
     "ResponseScores",
+    "RewardObjective",
     "Scorer",
     "Scores",
     "Stateful",
     "Targets",
     "TemporalResidual",
     "TokenScores",
+    "VpoLoss",
     "all_pairs_loss",
     "average_log_prob",
     "average_log_ratio",
     "average_sft",
+    "calibrate_reward",
+    "calibration_kl_identity",
     "cdpo_loss",
     "centre",
     "conservative",
@@ -127,9 +155,15 @@ __all__ = [
     "log_ratio",
     "logistic",
     "make_objective",
+    "optimal_policy",
+    "optimal_policy_and_value",
     "orpo_loss",
     "plackett_luce_loss",
     "probit",
+    "rationale_dpo_loss",
+    "rationale_loss",
+    "rationale_orpo_loss",
+    "rationale_simpo_loss",
     "rdpo_loss",
     "relation_weights",
     "robust",
@@ -144,5 +178,9 @@ __all__ = [
     "soft_labels",
     "squared",
     "strength",
+    "value",
+    "vpo_loss",
+    "vpo_policy_objective",
+    "vpo_reward_objective",
     "weighted_logistic",
 ]

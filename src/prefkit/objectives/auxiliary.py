@@ -11,7 +11,10 @@ from jaxtyping import Float
 from pydantic import Field, FiniteFloat
 from torch import Tensor
 
+from prefkit.comparisons.rationales import rationale_companions
 from prefkit.objectives.parts import Part, catalogue
+from prefkit.objectives.rationales import Rationale, RationaleOptions
+from prefkit.objectives.value import ValueOptions, value
 from prefkit.options import Options
 
 
@@ -41,4 +44,6 @@ AUXILIARY = catalogue(
         CentreOptions,
         requires=frozenset({"rewards"}),
     ),
+    Part("rationale", Rationale, options=RationaleOptions, companions=rationale_companions),
+    Part("value", value, ("policy_chosen_logps", "ref_chosen_logps"), ValueOptions),
 )

@@ -15,7 +15,15 @@ from prefkit.comparisons import Companion, Comparison
 from prefkit.errors import OptionError
 from prefkit.objectives.noise import soft_labels
 from prefkit.objectives.parts import AnyPart, Part, Stateful
-from prefkit.objectives.scores import DemonstrationScores, Form, LabelScores, ListScores, PairScores, Scores
+from prefkit.objectives.scores import (
+    Companions,
+    DemonstrationScores,
+    Form,
+    LabelScores,
+    ListScores,
+    PairScores,
+    Scores,
+)
 from prefkit.objectives.unpaired import kto_reference_point
 
 S = TypeVar("S", PairScores, ListScores, LabelScores, DemonstrationScores)
@@ -215,9 +223,11 @@ class PairObjective(Objective[PairScores]):
         fields = self.read(part, scores)
         if _plain(part).companions is None:
             return part(*fields)
-        if len(scores.companions) <= place:
+        if scores.companions is None:
             raise OptionError(f"objective '{self.name}' needs companions, which these PairScores lack")
-        return part(scores.companions[place], len(scores.policy_chosen_logps), *fields)
+        # No pair of a batch may have any.
+        given = scores.companions[place] if place < len(scores.companions) else Companions.none(scores)
+        return part(given, len(scores.policy_chosen_logps), *fields)
 
     def pair_loss(self, scores: PairScores) -> Float[Tensor, " batch"]:
         """The loss of the pairs as if every label were right: neither noise, soft labels nor weights."""

@@ -1,7 +1,8 @@
 """Presets: named methods as data, and the step from a configuration to an objective.
 
 A preset names one part a role and the defaults of their options. In a configuration the options of these parts stand
-beside `kind`; a role that is given replaces the preset's part, and its options go with it:
+beside `kind`; a role that is given replaces the preset's part, and its options go with it. Two parts that take an
+option of one name share it, so a term of the preset has the temperature of its link:
 
     {"kind": "rdpo", "beta": 0.1, "flip_rate": 0.2}
     {"kind": "simpo", "noise": {"kind": "robust", "flip_rate": 0.1}, "regularisers": [{"kind": "sft", "weight": 0.5}]}
@@ -9,7 +10,7 @@ beside `kind`; a role that is given replaces the preset's part, and its options 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,7 +70,8 @@ class Preset:
         form: what it compares.
         summary: one line for people.
         source: where it was published.
-        parts: name of the part in each role; regularisers and auxiliary terms are lists of configurations.
+        parts: name of the part in each role; regularisers and auxiliary terms are lists, of configurations or of names.
+            The options of a part that is named stand beside `kind`.
         options: defaults of the parts' options, where they differ from the parts' own.
         origin: where the defaults come from.
     """
@@ -178,6 +180,43 @@ PRESETS: Mapping[str, Preset] = {
         {"reward": "score", "link": "logistic"},
         {"beta": 1.0},
     ),
+    "rationale_dpo": Preset(
+        "pairs",
+        "DPO, and likelihood of the rationale of each pair",
+        "Just et al. 2024, arXiv 2407.14477",
+        {"reward": "log_ratio", "link": "logistic", "auxiliary": ["rationale"]},
+        {"beta": 0.1, "rationale_weight": 2.0},
+        "the paper, appendix B.1; that its weight goes with a mean over tokens is this library's guess",
+    ),
+    "rationale_orpo": Preset(
+        "pairs",
+        "ORPO, and likelihood of the rationale of each pair",
+        "Just et al. 2024, arXiv 2407.14477",
+        {
+            "reward": "log_odds",
+            "link": "weighted_logistic",
+            "regularisers": [{"kind": "average_sft", "weight": 1.0}],
+            "auxiliary": ["rationale"],
+        },
+        {"beta": 0.1, "rationale_weight": 10.0},
+        "the paper, appendix B.1; beta from the authors' code",
+    ),
+    "rationale_simpo": Preset(
+        "pairs",
+        "SimPO, and likelihood of the rationale of each pair",
+        "Just et al. 2024, arXiv 2407.14477",
+        {"reward": "average_log_prob", "link": "logistic", "auxiliary": ["rationale"]},
+        {"beta": 2.5, "gamma": 0.25, "rationale_weight": 1.0},
+        "SimPO's, and a weight of this library",
+    ),
+    "vpo": Preset(
+        "pairs",
+        "DPO that is pessimistic (or optimistic) about the value of responses outside the data",
+        "Cen et al. 2024, arXiv 2405.19320",
+        {"reward": "log_ratio", "link": "logistic", "auxiliary": ["value"]},
+        {"beta": 0.1, "alpha": 0.1, "sign": -1},
+        "beta as DPO; alpha is this library's, the paper's being unknown for offline data",
+    ),
     "plackett_luce": Preset(
         "lists",
         "DPO for rankings: likelihood of the order as a series of choices",
@@ -237,29 +276,34 @@ def make_objective(config: str | Mapping[str, Any], where: str = "objective") ->
     preset = PRESETS[kind]
 
     replaced = [role for role in ROLES[preset.form] if role in given]
-    parts: dict[str, Any] = {}
-    flat: dict[str, Part] = {}  # parts whose options stand beside `kind`
+    parts: dict[str, list[AnyPart | None]] = {}
+    flat: dict[tuple[str, int], Part] = {}  # parts whose options stand beside `kind`
     for role in dict.fromkeys((*ROLES[preset.form], *preset.parts)):
         choice = preset.parts.get(role)
         if role in ROLES[preset.form]:
             choice = given.pop(role, choice)
         if choice is None:
             continue
-        if role in _TERMS:
-            parts[role] = _terms(role, choice, f"{where}.{role}")
-        elif isinstance(choice, Mapping):
-            parts[role] = _nested(role, choice, f"{where}.{role}")
-        else:
-            flat[role] = _named(role, choice, f"{where}.{role}")
+        if role in _TERMS and role in replaced:
+            parts[role] = [*_terms(role, choice, f"{where}.{role}")]
+            continue
+        parts[role] = []
+        for place, item in enumerate(choice if role in _TERMS else [choice]):
+            if isinstance(item, Mapping):
+                parts[role].append(_nested(role, item, f"{where}.{role}"))
+            else:
+                parts[role].append(None)
+                flat[role, place] = _named(role, item, f"{where}.{role}")
 
-    _check_names(given, kind, flat, preset, where)
-    for role, part in flat.items():
+    _check_names(given, kind, flat.values(), preset, where)
+    for (role, place), part in flat.items():
         options = part.options.model_fields
         # A part that the configuration named brings its own defaults.
         defaults = preset.options if role not in replaced else {}
         values = {name: value for name, value in {**defaults, **given}.items() if name in options}
-        parts[role] = part.set(values, where).made()
-    return CLASSES[preset.form](name=kind, **parts)
+        parts[role][place] = part.set(values, where).made()
+    made = {role: tuple(found) if role in _TERMS else found[0] for role, found in parts.items()}
+    return CLASSES[preset.form](name=kind, **made)
 
 
 def _named(role: str, name: object, where: str) -> Part:
@@ -288,9 +332,9 @@ def _terms(role: str, choice: object, where: str) -> tuple[AnyPart, ...]:
     )
 
 
-def _check_names(given: Mapping[str, Any], kind: str, flat: Mapping[str, Part], preset: Preset, where: str) -> None:
+def _check_names(given: Mapping[str, Any], kind: str, flat: Iterable[Part], preset: Preset, where: str) -> None:
     """Refuse options that none of the chosen parts takes."""
-    applicable = [*ROLES[preset.form], *(name for part in flat.values() for name in part.options.model_fields)]
+    applicable = {*ROLES[preset.form], *(name for part in flat for name in part.options.model_fields)}
     everywhere = {
         *CATALOGUE,
         *(name for parts in CATALOGUE.values() for part in parts.values() for name in part.options.model_fields),

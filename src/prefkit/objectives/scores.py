@@ -110,6 +110,13 @@ class Companions:
     last_states: Float[Tensor, "texts dim"] | None = None
     mean_states: Float[Tensor, "texts dim"] | None = None
 
+    @classmethod
+    def none(cls, scores: PairScores) -> Self:
+        """No texts, on the device of some scores."""
+        nothing = scores.policy_chosen_logps.new_zeros(0)
+        count = nothing.long()
+        return cls(nothing, count, count, count, None if scores.ref_chosen_logps is None else nothing)
+
 
 @dataclass(frozen=True)
 class ResponseScores:
@@ -151,7 +158,8 @@ class PairScores:
         margins: a reward model's reward of the chosen response less that of the rejected one, in log-odds.
         chosen_tokens: tokens of the chosen responses, `response` being the pair; None unless asked for.
         rejected_tokens: tokens of the rejected responses.
-        companions: further texts that belong to the pairs, one group for each auxiliary part of the objective.
+        companions: further texts that belong to the pairs, one group for each auxiliary part of the objective, groups
+            at the end that are empty left out; None if no part asks for any.
     """
 
     policy_chosen_logps: Float[Tensor, " batch"]
@@ -167,7 +175,7 @@ class PairScores:
     margins: Float[Tensor, " batch"] | None = None
     chosen_tokens: TokenScores | None = None
     rejected_tokens: TokenScores | None = None
-    companions: tuple[Companions, ...] = ()
+    companions: tuple[Companions, ...] | None = None
 
     def swapped(self) -> Self:
         """The same pairs with the roles of the two responses exchanged.
@@ -362,10 +370,10 @@ class Targets:
                     tokens=tokens and tokens.of(own, lengths),
                 )
 
-    def _companions(self, scores: ResponseScores) -> tuple[Companions, ...]:
+    def _companions(self, scores: ResponseScores) -> tuple[Companions, ...] | None:
         """The texts of each auxiliary part, in the order of the parts."""
         if self.companions is None:
-            return ()
+            return None
         found = []
         for part in range(int(self.companions[:, 3].max()) + 1 if len(self.companions) else 0):
             place, entry, label = self.companions[self.companions[:, 3] == part][:, :3].unbind(1)

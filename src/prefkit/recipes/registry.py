@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from prefkit.errors import PrefkitError, unknown
-from prefkit.recipes import dove, ift, rdpo
+from prefkit.recipes import dove, ift, rationales, rdpo, vpo
 from prefkit.recipes.recipe import Recipe
 
 READY = (
     dove.RECIPE,
     ift.RECIPE,
+    rationales.RECIPE,
     rdpo.RECIPE,
+    vpo.RECIPE,
 )
+
 
 PLANNED = (
     Recipe("apo", "Momentum for iterated preference optimisation", 2024, "arXiv 2410.06293"),
@@ -40,7 +43,6 @@ PLANNED = (
     Recipe("prefpaint", "Inpainting aligned with a reward, amplified where it is certain", 2024, "arXiv 2410.21966"),
     Recipe("pro", "Weights of several objectives chosen from the prompt", 2025, "arXiv 2511.10656"),
     Recipe("ranking-accuracy", "How well aligned models rank what they were aligned on", 2024, "arXiv 2405.19534"),
-    Recipe("rationales", "Preferences with the reasons for them", 2024, "arXiv 2407.14477"),
     Recipe("regret", "People compare regret rather than return", 2022, "arXiv 2206.02231"),
     Recipe("rps", "Inference over neighbouring preference directions", 2025, "arXiv 2510.20498"),
     Recipe("rso", "Pairs by rejection sampling from the optimal policy", 2023, "arXiv 2309.06657"),
@@ -56,7 +58,6 @@ PLANNED = (
     Recipe("upo", "Self-training that trusts pairs by their uncertainty", 2024, "arXiv 2409.11212"),
     Recipe("user-simulator", "Simulated users aligned with recorded behaviour", 2025, "arXiv 2508.18142"),
     Recipe("value-drifts", "How values move in the course of post-training", 2025, "arXiv 2510.26707"),
-    Recipe("vpo", "Optimism and pessimism by a value term", 2024, "arXiv 2405.19320"),
     Recipe("worldpm", "Preference modelling at scale from public forums", 2025, "arXiv 2505.10527"),
 )
 

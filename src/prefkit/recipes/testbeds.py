@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from prefkit.objectives import PairScores
@@ -62,6 +62,15 @@ def log_linear_scores(
     return PairScores(chosen @ theta, rejected @ theta, reference, reference)
 
 
+def bradley_terry(
+    first: Int[Tensor, " n"], second: Int[Tensor, " n"], reward: Float[Tensor, " k"], generator: torch.Generator
+) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+    """Chosen and rejected of each two responses, given by their places in a table of rewards."""
+    first_wins = torch.sigmoid(reward[first] - reward[second])
+    wins = torch.rand(len(first), generator=generator, dtype=torch.float64) < first_wins
+    return torch.where(wins, first, second), torch.where(wins, second, first)
+
+
 def minimise(
     loss: Callable[[Float[Tensor, " d"]], Float[Tensor, ""]], d: int, iterations: int = 200
 ) -> Float[Tensor, " d"]:
@@ -77,3 +86,31 @@ def minimise(
 
     optimiser.step(closure)  # type: ignore[no-untyped-call]  # torch's annotation is incomplete
     return theta.detach()
+
+
+def descend(
+    parameters: Iterable[Tensor],
+    loss: Callable[[], Float[Tensor, ""]],
+    *,
+    steps: int,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+) -> Iterator[int]:
+    """Minimise a loss with AdamW.
+
+    Args:
+        parameters: changed in place.
+        loss: computes the loss from them anew.
+        steps: updates.
+        learning_rate: of AdamW.
+        weight_decay: of AdamW; without it this is Adam.
+
+    Yields:
+        The number of each update once it is made, from 1.
+    """
+    optimiser = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
+    for step in range(1, steps + 1):
+        optimiser.zero_grad()
+        loss().backward()  # type: ignore[no-untyped-call]  # torch's annotation is incomplete
+        optimiser.step()
+        yield step
