@@ -10,7 +10,7 @@ from prefkit.language.encoding import Encoder, EncodingOptions
 from prefkit.language.head import token_logps
 from prefkit.language.models import BUILTIN, LoraOptions, ModelOptions, is_reward_model, load_scorer
 from prefkit.language.packing import Layout, pack
-from prefkit.language.reward import RewardScorer, annotate, encoded, load_reward
+from prefkit.language.reward import RewardScorer, annotate, load_reward
 from prefkit.language.sampling import sample, sampled_kl
 from prefkit.language.scorer import LanguageScorer, PackedScorer, Precision
 
@@ -26,7 +26,6 @@ __all__ = [
     "Precision",
     "RewardScorer",
     "annotate",
-    "encoded",
     "is_reward_model",
     "load_reward",
     "load_scorer",

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -215,6 +215,13 @@ class LanguageScorer(PackedScorer):
             self._trunks[id(reference)] = Trunk(_causal_lm(reference), shared)
         self._untrained = _versions(policy)
         self._key: tuple[tuple[int, ...], str] | None = None
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        # Where the policy goes, its reference goes, too.
+        for reference in self._reference:
+            reference._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch has no types here
+        return self
 
     def forward(self, inputs: Inputs) -> ResponseScores:
         """Log-probabilities of all responses of a packed batch under the policy."""

@@ -37,7 +37,7 @@ from prefkit.objectives.parts import Part, Stateful
 from prefkit.objectives.presets import PRESETS, Preset, make_objective
 from prefkit.objectives.regularisers import average_sft, sft
 from prefkit.objectives.rewards import average_log_prob, average_log_ratio, log_odds, log_prob, log_ratio, score
-from prefkit.objectives.scorer import SCORED, Encoded, Inputs, Scorer, score_all
+from prefkit.objectives.scorer import SCORED, Encoded, Inputs, Scorer, encode_all, score_all
 from prefkit.objectives.scores import (
     Companions,
     DemonstrationScores,
@@ -87,6 +87,7 @@ __all__ = [
     "conservative",
     "cpo_loss",
     "dpo_loss",
+    "encode_all",
     "flip_preferences",
     "gradient_weights",
     "hinge",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from prefkit.comparisons import Comparison
+from prefkit.errors import RecordError
 from prefkit.objectives.scores import ResponseScores, TokenScores
 
 Encoded = Mapping[str, Any]
@@ -88,6 +89,29 @@ class Scorer(Protocol):
             state: the module's full state, where this process holds only a shard of it.
         """
         ...
+
+
+def encode_all(
+    scorer: Scorer, comparisons: Iterable[Comparison], skipped: list[RecordError] | None = None
+) -> Iterator[tuple[Comparison, Encoded]]:
+    """Comparisons with their encodings, in their order.
+
+    Args:
+        scorer: encodes them.
+        comparisons: read once.
+        skipped: where those that cannot be encoded are set aside; without it, the first of them is an error.
+
+    Raises:
+        RecordError: a comparison cannot be encoded; the error says where it stands.
+    """
+    for comparison in comparisons:
+        try:
+            yield comparison, scorer.encode(comparison)
+        except RecordError as error:
+            placed = RecordError(error.problem, field=error.field, source=comparison.source, line=comparison.line)
+            if skipped is None:
+                raise placed from error
+            skipped.append(placed)
 
 
 def score_all(
