@@ -255,6 +255,13 @@ def test_reference_model_is_frozen_and_not_saved_or_trained(inputs: dict[str, Te
     assert not scorer.reference(inputs).policy_logps.requires_grad
 
 
+def test_the_reference_goes_where_the_policy_goes(inputs: dict[str, Tensor]) -> None:
+    reference = build("llama")
+    scorer = LanguageScorer(build("llama"), words(), reference).to(torch.float64)
+    assert reference.lm_head.weight.dtype == torch.float64
+    assert scorer.reference(inputs).policy_logps.shape == (8,)
+
+
 def test_policy_is_its_own_reference_until_it_is_trained(inputs: dict[str, Tensor]) -> None:
     scorer = LanguageScorer(build("llama"), words())
     torch.testing.assert_close(scorer.reference(inputs).policy_logps, scorer(inputs).policy_logps.detach())

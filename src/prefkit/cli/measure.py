@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,11 +13,11 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from prefkit.errors import RecordError
+from prefkit.errors import OptionError, RecordError
 
 if TYPE_CHECKING:
     from prefkit.comparisons import Comparison, Comparisons
-    from prefkit.language import LanguageScorer
+    from prefkit.language import LanguageScorer, RewardScorer
 
 Model = Annotated[str, typer.Argument(help="Folder or hub name of the model or adapter; `builtin` ships with it.")]
 File = Annotated[str, typer.Argument(help="File, data set folder or hub name of the comparisons.")]
@@ -33,6 +34,10 @@ def score(
     output: Annotated[Path, typer.Option(help="Where to write, one JSON object a comparison.")] = Path("scores.jsonl"),
     data_format: Format = None,
     tokens: Annotated[bool, typer.Option("--tokens", help="Also the log-probability of each token.")] = False,
+    rewards_into: Annotated[
+        Path | None,
+        typer.Option(help="Also write the comparisons themselves, with the reward model's `rewards`, to this file."),
+    ] = None,
     batch_size: BatchSize = 8,
     max_length: MaxLength = None,
     precision: Precision = "fp32",
@@ -40,24 +45,46 @@ def score(
 ) -> None:
     """Write the log-probability of every response: summed, per token, and the number of tokens.
 
-    Example:
+    Of a reward model it is the reward of every response, and the number of tokens.
+
+    Examples:
 
         prefkit score runs/dpo/model pairs.jsonl --output scores.jsonl
+
+        prefkit score runs/rm/model pairs.jsonl --rewards-into rewarded.jsonl
     """
-    from prefkit.comparisons import load_comparisons
+    from prefkit.comparisons import load_comparisons, write_comparisons
+    from prefkit.language import RewardScorer
 
     scorer = _scorer(model, None, max_length, precision)
+    if rewards_into is not None:
+        scorer.provide(frozenset({"rewards"}))
+    if tokens and isinstance(scorer, RewardScorer):
+        raise OptionError("--tokens does not apply: a reward model scores whole responses")
     comparisons = load_comparisons(file, format=data_format, limit=limit)
     skipped: list[RecordError] = []
     written = 0
-    with output.open("w", encoding="utf-8") as out, Progress(transient=True) as progress:
-        task = progress.add_task("scoring", total=None)
-        for line in _scored(scorer, comparisons, batch_size, tokens, skipped):
-            out.write(json.dumps(line, ensure_ascii=False) + "\n")
-            written += 1
-            progress.update(task, completed=written, description=f"scored {written} comparisons")
+
+    def lines() -> Iterator[tuple[Comparison, dict[str, Any]]]:
+        """Write each line and pass it on."""
+        nonlocal written
+        with output.open("w", encoding="utf-8") as out, Progress(transient=True) as progress:
+            task = progress.add_task("scoring", total=None)
+            for comparison, line in _scored(scorer, comparisons, batch_size, tokens, skipped):
+                out.write(json.dumps(line, ensure_ascii=False) + "\n")
+                written += 1
+                progress.update(task, completed=written, description=f"scored {written} comparisons")
+                yield comparison, line
+
+    if rewards_into is None:
+        for _ in lines():
+            pass
+    else:
+        write_comparisons((_rewarded(comparison, line) for comparison, line in lines()), rewards_into)
     console = Console()
-    console.print(f"{written} comparisons -> {output}", highlight=False, soft_wrap=True)
+    for path in (output, rewards_into):
+        if path is not None:
+            console.print(f"{written} comparisons -> {path}", highlight=False, soft_wrap=True)
     _list_skipped(console, skipped, comparisons)
 
 
@@ -80,6 +107,8 @@ def evaluate(
     Ranking accuracy, summed and per token; with a reference also the accuracy and margin of the implicit reward and
     the changes of chosen and rejected log-probabilities; all with 95% intervals over prompts.
 
+    Of a reward model it is the accuracy with which its rewards rank.
+
     Example:
 
         prefkit evaluate runs/dpo/model test.jsonl --reference base-model
@@ -88,13 +117,15 @@ def evaluate(
 
     from prefkit import diagnostics
     from prefkit.comparisons import load_comparisons
+    from prefkit.language import RewardScorer
 
     scorer = _scorer(model, reference, max_length, precision)
     comparisons = load_comparisons(file, format=data_format, limit=limit)
-    compared = reference is not None or isinstance(scorer.policy, PeftModel)
+    rewards = isinstance(scorer, RewardScorer)
+    compared = not rewards and (reference is not None or isinstance(scorer.policy, PeftModel))
     with Progress(transient=True) as progress:
         watched = progress.track(comparisons, description="evaluating")
-        result = diagnostics.evaluate(scorer, watched, reference=compared, batch_size=batch_size)
+        result = diagnostics.evaluate(scorer, watched, reference=compared, batch_size=batch_size, per_token=not rewards)
     console = Console()
     console.print(result.table(f"{model} on {file}"))
     if output is not None:
@@ -104,45 +135,50 @@ def evaluate(
     _list_skipped(console, result.skipped, comparisons)
 
 
-def _scorer(model: str, reference: str | None, max_length: int | None, precision: str) -> LanguageScorer:
-    from prefkit.language import EncodingOptions, ModelOptions, load_scorer
+def _scorer(model: str, reference: str | None, max_length: int | None, precision: str) -> LanguageScorer | RewardScorer:
+    from prefkit.language import EncodingOptions, ModelOptions, is_reward_model, load_reward, load_scorer
 
     options = ModelOptions.parse({"path": model, "reference": reference, "precision": precision}, "model")
-    scorer = load_scorer(options, EncodingOptions(max_length=max_length))
-    return scorer.eval()
+    encoding = EncodingOptions(max_length=max_length)
+    if is_reward_model(model):
+        return load_reward(options.model_copy(update={"kind": "reward"}), encoding).eval()
+    return load_scorer(options, encoding).eval()
 
 
 def _scored(
-    scorer: LanguageScorer,
-    comparisons: Any,
+    scorer: LanguageScorer | RewardScorer,
+    comparisons: Iterable[Comparison],
     batch_size: int,
     tokens: bool,
     skipped: list[RecordError],
-) -> Iterator[dict[str, Any]]:
-    """One line a comparison, a batch at a time."""
-    from prefkit.objectives import score_all
+) -> Iterator[tuple[Comparison, dict[str, Any]]]:
+    """Each comparison with its line, a batch at a time."""
+    from prefkit.language import RewardScorer
+    from prefkit.objectives import encode_all, score_all
 
-    def encoded() -> Iterator[tuple[Comparison, Any]]:
-        for comparison in comparisons:
-            try:
-                yield comparison, scorer.encode(comparison)
-            except RecordError as error:
-                place = {"source": comparison.source, "line": comparison.line}
-                skipped.append(RecordError(error.problem, field=error.field, **place))
-
-    rows = encoded()
+    rewards = isinstance(scorer, RewardScorer)
+    rows = encode_all(scorer, comparisons, skipped)
     while batch := list(islice(rows, batch_size)):
         (scores,) = score_all(scorer, [item for _, item in batch], batch_size=len(batch))
         responses = iter(zip(scores.policy_logps.tolist(), scores.lengths.tolist(), strict=True))
         each_token = iter(scores.tokens.policy_logps.tolist() if scores.tokens is not None else ())
         for comparison, _ in batch:
             found: list[dict[str, Any]] = []
-            for logp, length in islice(responses, len(comparison.responses)):
+            for score, length in islice(responses, len(comparison.responses)):
                 own = list(islice(each_token, length))
-                found.append({"logp": logp, "logp_per_token": logp / length, "tokens": length})
+                if rewards:
+                    found.append({"reward": score, "tokens": length})
+                    continue
+                found.append({"logp": score, "logp_per_token": score / length, "tokens": length})
                 if tokens:
                     found[-1]["token_logps"] = own
-            yield {"source": comparison.source, "line": comparison.line, "id": comparison.id, "responses": found}
+            place = {"source": comparison.source, "line": comparison.line, "id": comparison.id}
+            yield comparison, {**place, "responses": found}
+
+
+def _rewarded(comparison: Comparison, line: Mapping[str, Any]) -> Comparison:
+    rewards = [response["reward"] for response in line["responses"]]
+    return replace(comparison, extra={**comparison.extra, "rewards": rewards})
 
 
 def _list_skipped(console: Console, unusable: Iterable[RecordError], comparisons: Comparisons, shown: int = 10) -> None:

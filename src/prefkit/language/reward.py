@@ -33,7 +33,7 @@ from prefkit.language.models import (
     resolve,
 )
 from prefkit.language.scorer import PackedScorer, Precision
-from prefkit.objectives import Encoded, Inputs, ResponseScores, Scorer, score_all
+from prefkit.objectives import Inputs, ResponseScores, Scorer, encode_all, score_all
 
 _HEAD_FILE, _HEAD_NAME = "head.safetensors", "weight"
 _FORMAT = 1
@@ -205,33 +205,10 @@ def annotate(
 def _annotate(
     comparisons: Iterable[Comparison], scorer: Scorer, batch_size: int, skipped: list[RecordError] | None
 ) -> Iterator[Comparison]:
-    rows = encoded(comparisons, scorer, skipped)
+    rows = encode_all(scorer, comparisons, skipped)
     while batch := list(islice(rows, batch_size)):
         (scores,) = score_all(scorer, [item for _, item in batch], batch_size=len(batch))
         rewards = iter(scores.policy_logps.tolist())
         for comparison, _ in batch:
             own = list(islice(rewards, len(comparison.responses)))
             yield replace(comparison, extra={**comparison.extra, "rewards": own})
-
-
-def encoded(
-    comparisons: Iterable[Comparison], scorer: Scorer, skipped: list[RecordError] | None = None
-) -> Iterator[tuple[Comparison, Encoded]]:
-    """Comparisons with their encodings.
-
-    Args:
-        comparisons: read once.
-        scorer: encodes them.
-        skipped: where those that cannot be encoded are set aside; without it, the first of them is an error.
-
-    Raises:
-        RecordError: a comparison cannot be encoded; the error says where it stands.
-    """
-    for comparison in comparisons:
-        try:
-            yield comparison, scorer.encode(comparison)
-        except RecordError as error:
-            placed = RecordError(error.problem, field=error.field, source=comparison.source, line=comparison.line)
-            if skipped is None:
-                raise placed from error
-            skipped.append(placed)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -251,6 +251,13 @@ class LanguageScorer(PackedScorer):
         if "temporal_residual" in needs and not self._trunks[id(self.policy)].takes_embeddings:
             raise OptionError(f"the objective mixes input embeddings, and {name} takes no inputs_embeds")
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        # Where the policy goes, its reference goes, too.
+        for reference in self._reference:
+            reference._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch has no types here
+        return self
+
     def forward(self, inputs: Inputs) -> ResponseScores:
         """Log-probabilities of all responses of a packed batch under the policy, and what else was asked for."""
         if self._wanted & _BESIDE:
@@ -351,13 +358,6 @@ class LanguageScorer(PackedScorer):
         adapted = not self._reference and isinstance(self.policy, PeftModel)
         with _evaluating(self._frozen), self.policy.disable_adapter() if adapted else contextlib.nullcontext():
             yield
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LanguageScorer:
-        # The reference is no submodule, but goes where the policy goes.
-        for model in self._reference:
-            model._apply(fn, recurse)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's annotation is incomplete
-        return self
 
 
 class _Batch(NamedTuple):

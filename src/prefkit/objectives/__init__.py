@@ -58,6 +58,7 @@ from prefkit.objectives.scorer import (
     MixesInputs,
     Scorer,
     TemporalResidual,
+    encode_all,
     score_all,
 )
 from prefkit.objectives.scores import (
@@ -137,6 +138,7 @@ __all__ = [
     "cpo_loss",
     "discounted_cumsum",
     "dpo_loss",
+    "encode_all",
     "flip_preferences",
     "gradient_weights",
     "hinge",

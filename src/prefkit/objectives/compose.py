@@ -210,6 +210,11 @@ class PairObjective(Objective[PairScores]):
             losses = losses + self._auxiliary(place, part, scores)
         return losses
 
+    @property
+    def accompanied(self) -> bool:
+        """Whether further texts are scored with each pair."""
+        return any((p.part if isinstance(p, Stateful) else p).companions is not None for p in self.auxiliary)
+
     def accompany(self, comparison: Comparison, chosen: int, rejected: int) -> list[tuple[int, Companion]]:
         """See `Objective.accompany`."""
         return [

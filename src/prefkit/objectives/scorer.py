@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from prefkit.comparisons import Comparison
+from prefkit.errors import RecordError
 from prefkit.objectives.scores import ResponseScores, TokenScores
 
 Encoded = Mapping[str, Any]
@@ -146,6 +147,29 @@ class MixesInputs(Protocol):
     """A scorer that mixes the policy's predictions into its inputs, as `residual` says."""
 
     residual: TemporalResidual
+
+
+def encode_all(
+    scorer: Scorer, comparisons: Iterable[Comparison], skipped: list[RecordError] | None = None
+) -> Iterator[tuple[Comparison, Encoded]]:
+    """Comparisons with their encodings, in their order.
+
+    Args:
+        scorer: encodes them.
+        comparisons: read once.
+        skipped: where those that cannot be encoded are set aside; without it, the first of them is an error.
+
+    Raises:
+        RecordError: a comparison cannot be encoded; the error says where it stands.
+    """
+    for comparison in comparisons:
+        try:
+            yield comparison, scorer.encode(comparison)
+        except RecordError as error:
+            placed = RecordError(error.problem, field=error.field, source=comparison.source, line=comparison.line)
+            if skipped is None:
+                raise placed from error
+            skipped.append(placed)
 
 
 def score_all(

@@ -16,7 +16,6 @@ READY = (
     vpo.RECIPE,
 )
 
-
 PLANNED = (
     Recipe("apo", "Momentum for iterated preference optimisation", 2024, "arXiv 2410.06293"),
     Recipe("calibrated-decoding", "Likelihoods of translations calibrated to quality", 2025, "arXiv 2504.19044"),

@@ -6,20 +6,33 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 import yaml
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from prefkit.assets import comparisons_path
 from prefkit.comparisons import Comparison, load_comparisons, split_comparisons
 from prefkit.diagnostics import Evaluation, before_after, evaluate, run_report
 from prefkit.errors import OptionError
-from prefkit.language import BUILTIN, EncodingOptions, LanguageScorer, ModelOptions, load_scorer, sample
-from prefkit.objectives import make_objective
+from prefkit.language import (
+    BUILTIN,
+    EncodingOptions,
+    LanguageScorer,
+    ModelOptions,
+    RewardScorer,
+    is_reward_model,
+    load_reward,
+    load_scorer,
+    sample,
+)
+from prefkit.objectives import Objective, make_objective
 from prefkit.options import Options
 from prefkit.report import Table, model_card
 from prefkit.training import FitResult, PairingOptions, Run, TrainingOptions, fit, processes
+
+Wanted = TypeVar("Wanted", bound=Options)
 
 
 class DataOptions(Options):
@@ -55,12 +68,21 @@ class RunConfig(Options):
     report: ReportOptions = Field(default_factory=ReportOptions, description="what the report shows")
     output: str = Field(description="the run folder")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _suited(cls, values: Any) -> Any:
+        """The objective of a reward model is another one by default."""
+        if isinstance(values, dict):
+            model, objective = values.get("model"), values.get("objective", {})
+            reward = isinstance(model, dict) and model.get("kind") == "reward"
+            if isinstance(objective, dict):
+                values = {**values, "objective": {"kind": "reward_model" if reward else "dpo", **objective}}
+        return values
+
     @field_validator("objective", mode="before")
     @classmethod
     def _named(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return {"kind": value}
-        return {"kind": "dpo", **value} if isinstance(value, dict) else value
+        return {"kind": value} if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
@@ -94,9 +116,17 @@ class RunResult:
 
 
 def read_config(path: Path | None, settings: Sequence[str] = (), given: Mapping[str, Any] | None = None) -> RunConfig:
-    """The configuration of a run from a file and from single settings, the later ones first.
+    """The configuration of a run; see `read_options`."""
+    return read_options(RunConfig, path, settings, given)
+
+
+def read_options(
+    kind: type[Wanted], path: Path | None, settings: Sequence[str] = (), given: Mapping[str, Any] | None = None
+) -> Wanted:
+    """Options from a file and from single settings, the later ones first.
 
     Args:
+        kind: which options.
         path: a YAML file, or None.
         settings: `name.of.option=value`, the value in YAML.
         given: dotted names and values of options that were given otherwise; None values are left out.
@@ -123,7 +153,46 @@ def read_config(path: Path | None, settings: Sequence[str] = (), given: Mapping[
         if not found:
             raise OptionError(f"--set takes name=value, got '{setting}'")
         _put(values, name.strip(), _scalar(value))
-    return RunConfig.parse(values)
+    return kind.parse(values)
+
+
+def load(options: ModelOptions, encoding: EncodingOptions, seed: int = 0) -> LanguageScorer | RewardScorer:
+    """The scorer of the kind that the options name.
+
+    Args:
+        options: which model.
+        encoding: how texts become tokens.
+        seed: fixes the weights of a new adapter.
+
+    Raises:
+        OptionError: it cannot be loaded.
+    """
+    if options.kind == "lm" and is_reward_model(options.path):
+        raise OptionError(f"'{options.path}' is a reward model: set model.kind=reward")
+    # Adapters draw from the global generator.
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return load_reward(options, encoding) if options.kind == "reward" else load_scorer(options, encoding)
+
+
+def saved_model(options: ModelOptions, folder: Path) -> ModelOptions:
+    """How to load what a run of these options has saved, with the reference that it was compared with."""
+    # A saved adapter brings its reference along: the model below it.
+    reference = options.reference or (None if options.lora or options.kind == "reward" else options.path)
+    return options.model_copy(update={"path": str(folder), "lora": None, "reference": reference})
+
+
+def check_kind(options: ModelOptions, objective: Objective[Any]) -> None:
+    """Refuse an objective on log-probabilities for a reward model.
+
+    Raises:
+        OptionError: it is one.
+    """
+    if options.kind == "reward" and "rewards" not in objective.needs:
+        raise OptionError(
+            f"objective '{objective.name}' is on log-probabilities, which a reward model (model.kind: reward) does not "
+            "give: use `reward_model`, or another objective with `reward: score`"
+        )
 
 
 def run(config: RunConfig, *, resume: bool = False) -> RunResult | None:
@@ -136,12 +205,14 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult | None:
     Returns:
         The result, in the first process; None in the others of a distributed run.
     """
-    training, held_out = _comparisons(config.data)
+    training, held_out = comparisons(config.data)
     objective = make_objective(config.objective)
-    scorer = load_scorer(config.model, config.encoding)
+    check_kind(config.model, objective)
+    scorer = load(config.model, config.encoding, config.training.seed)
     joint = objective.needs & {"joint"}  # what is evaluated is what is trained
     scorer.provide(joint)
-    prompts = _prompts(held_out or training, config.report.samples)
+    shown = 0 if config.model.kind == "reward" else config.report.samples
+    prompts = first_prompts(held_out or training, shown)
     first = processes.rank() == 0
     before = _evaluate(scorer, held_out, config) if first and held_out is not None else None
     texts = _sample(scorer, prompts, config.report) if first else []
@@ -158,13 +229,12 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult | None:
     )
     if not first:
         return None
-    # What is measured is what was saved. A saved adapter brings its reference along: the model below it.
-    reference = config.model.reference or (None if config.model.lora else config.model.path)
-    saved = config.model.model_copy(update={"path": str(result.run.model), "lora": None, "reference": reference})
+    # What is measured is what was saved.
     del scorer
-    trained = load_scorer(saved, config.encoding)
+    trained = load(saved_model(config.model, result.run.model), config.encoding)
     trained.provide(joint)
-    after = _evaluate(trained, held_out, config, reference=True) if held_out is not None else None
+    compared = config.model.kind == "lm"
+    after = _evaluate(trained, held_out, config, reference=compared) if held_out is not None else None
     written = _sample(trained, prompts, config.report)
     samples = [
         {"prompt": _shown(prompt), "before": old, "after": new}
@@ -174,7 +244,13 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult | None:
     return RunResult(result, before, after, samples, report)
 
 
-def _comparisons(options: DataOptions) -> tuple[Iterable[Comparison], Iterable[Comparison] | None]:
+def comparisons(options: DataOptions) -> tuple[Iterable[Comparison], Iterable[Comparison] | None]:
+    """Training and held-out comparisons; both can be iterated over again and again.
+
+    Raises:
+        OptionError: `evaluation` and `held_out` are both given, or something cannot be read.
+    """
+
     def load(path: str | list[str]) -> Iterable[Comparison]:
         return load_comparisons(
             path,
@@ -199,21 +275,22 @@ def _comparisons(options: DataOptions) -> tuple[Iterable[Comparison], Iterable[C
 
 
 def _evaluate(
-    scorer: LanguageScorer, comparisons: Iterable[Comparison], config: RunConfig, reference: bool = False
+    scorer: LanguageScorer | RewardScorer, held_out: Iterable[Comparison], config: RunConfig, reference: bool = False
 ) -> Evaluation:
     return evaluate(
         scorer,
-        comparisons,
+        held_out,
         reference=reference,
         batch_size=config.training.batch_size,
         strategy=config.pairing.strategy,
         min_margin=config.pairing.min_margin,
+        per_token=config.model.kind == "lm",
     )
 
 
-def _prompts(comparisons: Iterable[Comparison], count: int) -> list[Any]:
+def first_prompts(records: Iterable[Comparison], count: int) -> list[Any]:
     """The first few different prompts."""
-    return list(islice(dict.fromkeys(_hashable(comparison.prompt_of(0)) for comparison in comparisons), count))
+    return list(islice(dict.fromkeys(_hashable(comparison.prompt_of(0)) for comparison in records), count))
 
 
 def _hashable(prompt: Any) -> Any:
@@ -227,7 +304,9 @@ class _Messages(tuple[Any, ...]):
         return hash(str(self))
 
 
-def _sample(scorer: LanguageScorer, prompts: Sequence[Any], options: ReportOptions) -> list[str]:
+def _sample(scorer: LanguageScorer | RewardScorer, prompts: Sequence[Any], options: ReportOptions) -> list[str]:
+    if isinstance(scorer, RewardScorer):
+        return []
     return sample(scorer, prompts, max_new_tokens=options.max_new_tokens, temperature=options.temperature)
 
 

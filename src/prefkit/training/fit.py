@@ -114,7 +114,7 @@ def fit(
             form=objective.form,
             needs=objective.needs,
             pairing=pairing,
-            accompany=objective.accompany if isinstance(objective, PairObjective) and objective.auxiliary else None,
+            accompany=objective.accompany if isinstance(objective, PairObjective) and objective.accompanied else None,
             cache=folder,
             skipped=run.folder / "skipped.jsonl",
             progress=options.progress,

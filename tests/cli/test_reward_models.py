@@ -1,0 +1,100 @@
+"""Reward models on the command line: trained, measured, and made to give a file its rewards."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from prefkit.assets import comparisons_path
+from prefkit.cli import app
+from prefkit.comparisons import load_comparisons
+from prefkit.language import load_reward
+
+QUICK = ("training.max_steps=2", "training.batch_size=4", "training.progress=false", "model.kind=reward")
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with gzip.open(comparisons_path("test"), "rt", encoding="utf-8") as file:
+        lines = file.readlines()
+    path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    path.write_text("".join(lines[::14]))
+    return path
+
+
+def prefkit(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def train(pairs: Path, folder: Path, *settings: str) -> Any:
+    given = [word for setting in (*QUICK, *settings) for word in ("--set", setting)]
+    return prefkit("train", "--data", pairs, "--output", folder, *given)
+
+
+@pytest.fixture(scope="module")
+def run(pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "rm"
+    shown = train(pairs, folder, "data.held_out=0.4", "training.learning_rate=1e-3")
+    assert shown.exit_code == 0, shown.output
+    assert "ranking accuracy" in shown.output
+    assert "Sampled continuations" not in shown.output
+    return folder
+
+
+def test_train_makes_a_reward_model(run: Path) -> None:
+    assert (run / "model" / "reward.json").is_file()
+    assert (run / "report.html").is_file()
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    last = {name: value for line in lines for name, value in line.items()}
+    assert {"chosen_reward", "rejected_reward", "reward_margin", "reward_accuracy"} <= last.keys()
+    assert not {"chosen_logp", "eval_chosen_logp"} & last.keys()
+    assert load_reward(str(run / "model")).head.abs().max() > 0
+
+
+def test_score_writes_rewards_and_gives_them_to_a_file(run: Path, pairs: Path, tmp_path: Path) -> None:
+    scores, rewarded = tmp_path / "scores.jsonl", tmp_path / "rewarded.jsonl"
+    shown = prefkit("score", run / "model", pairs, "--output", scores, "--rewards-into", rewarded)
+    assert shown.exit_code == 0, shown.output
+    lines = [json.loads(line) for line in scores.read_text().splitlines()]
+    records = list(load_comparisons(pairs))
+    scorer = load_reward(str(run / "model")).eval()
+    for line, record, back in zip(lines, records, load_comparisons(rewarded), strict=True):
+        with torch.no_grad():
+            rewards = scorer(scorer.collate([scorer.encode(record)])).policy_logps.tolist()
+        assert [response["reward"] for response in line["responses"]] == pytest.approx(rewards, rel=1e-4, abs=1e-5)
+        assert back.extra["rewards"] == [response["reward"] for response in line["responses"]]
+        assert (back.responses, back.judgement) == (record.responses, record.judgement)
+
+
+def test_evaluate_ranks_by_reward(run: Path, pairs: Path, tmp_path: Path) -> None:
+    shown = prefkit("evaluate", run / "model", pairs, "--output", tmp_path / "figures.json")
+    assert shown.exit_code == 0, shown.output
+    assert json.loads((tmp_path / "figures.json").read_text())["summary"].keys() == {"ranking_accuracy"}
+
+
+def test_what_does_not_apply_is_refused(run: Path, pairs: Path, tmp_path: Path) -> None:
+    def refused(*arguments: object) -> str:
+        return str(prefkit(*arguments).exception)
+
+    out = ("--output", tmp_path / "scores.jsonl")
+    assert "scores of language models have no rewards" in refused(
+        "score", "builtin", pairs, "--rewards-into", tmp_path / "r.jsonl", *out
+    )
+    assert "--tokens does not apply" in refused("score", run / "model", pairs, "--tokens", *out)
+    assert "model.reference does not apply" in refused("evaluate", run / "model", pairs, "--reference", "builtin")
+    assert not any(tmp_path.iterdir())
+    assert "objective 'dpo' is on log-probabilities" in str(
+        train(pairs, tmp_path / "dpo", "objective.kind=dpo").exception
+    )
+    assert "is a reward model: set model.kind=reward" in str(
+        train(pairs, tmp_path / "lm", f"model.path={run / 'model'}", "model.kind=lm").exception
+    )
+    assert "train a reward model instead (model.kind: reward)" in str(
+        train(pairs, tmp_path / "rm", "objective.kind=reward_model", "model.kind=lm").exception
+    )
