@@ -13,7 +13,7 @@ from tests.language.models import build, words
 def moved() -> LanguageScorer:
     model = build("llama")
     with torch.no_grad():
-        model.lm_head.weight.mul_(0.5)
+        model.lm_head.weight.mul_(5.0)
     return LanguageScorer(model, words())
 
 

@@ -79,6 +79,7 @@ NEEDS = {kind: {"reference"} for kind in (*PAIRWISE, "plackett_luce", "all_pairs
     "cpo": set(),
     "orpo": set(),
     "slic_hf": set(),
+    "reward_model": {"rewards"},
     "sft": set(),
     "kto": {"reference", "kl"},
     "ift": {"tokens", "temporal_residual"},

@@ -63,6 +63,7 @@ def by_hand(s: PairScores) -> dict[str, Tensor]:
         "slic_hf": torch.relu(1 - pc + pr) - 0.1 * pc,
         "simpo": -F.logsigmoid(2.5 * (pc / nc - pr / nr) - 0.25),
         "cpo": -F.logsigmoid(0.1 * (pc - pr)) - pc,
+        "reward_model": -F.logsigmoid(pc - pr),
         "orpo": -pc / nc - 0.1 * F.logsigmoid(log_odds),
     }
 
@@ -88,6 +89,9 @@ NAMED: dict[str, Callable[..., Tensor]] = {
     "slic_hf": lambda s, **o: slic_loss(*logps(s)[:2], sft_weight=0.1, **o),
     "simpo": lambda s, **o: simpo_loss(*logps(s)[:2], s.chosen_lengths, s.rejected_lengths, **o),
     "cpo": lambda s, **o: cpo_loss(*logps(s)[:2], **o),
+    "reward_model": lambda s, beta: robust_reward_model_loss(
+        beta * s.policy_chosen_logps, beta * s.policy_rejected_logps, flip_rate=0.0
+    ),
     "orpo": lambda s, **o: orpo_loss(*logps(s)[:2], s.chosen_lengths, s.rejected_lengths, **o),
 }
 

@@ -43,5 +43,5 @@ def test_centred_rewards() -> None:
 
 
 def test_a_negative_weight_is_refused() -> None:
-    with pytest.raises(OptionError, match=r"objective\.auxiliary\.0\.weight must be at least 0, got -1"):
+    with pytest.raises(OptionError, match=r"objective\.auxiliary\.0\.weight must be at least 0\.0, got -1"):
         make_objective({"kind": "reward_model", "auxiliary": [{"kind": "centre", "weight": -1}]})
