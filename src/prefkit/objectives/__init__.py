@@ -7,7 +7,16 @@ from prefkit.objectives.compose import (
     Objective,
     PairObjective,
 )
-from prefkit.objectives.links import hinge, logistic, probit, squared, weighted_logistic
+from prefkit.objectives.links import (
+    discopop,
+    exo,
+    hinge,
+    length_logistic,
+    logistic,
+    probit,
+    squared,
+    weighted_logistic,
+)
 from prefkit.objectives.listwise import all_pairs_loss, plackett_luce_loss
 from prefkit.objectives.losses import (
     JointLosses,
@@ -38,7 +47,14 @@ from prefkit.objectives.noise import (
 from prefkit.objectives.parts import Part, Stateful
 from prefkit.objectives.presets import PRESETS, Preset, make_objective
 from prefkit.objectives.regularisers import average_sft, sft
-from prefkit.objectives.rewards import average_log_prob, average_log_ratio, log_odds, log_prob, log_ratio
+from prefkit.objectives.rewards import (
+    average_log_prob,
+    average_log_ratio,
+    log_odds,
+    log_prob,
+    log_ratio,
+    shared_length_log_ratio,
+)
 from prefkit.objectives.scorer import SCORED, Encoded, Inputs, Scorer, score_all
 from prefkit.objectives.scores import (
     Companions,
@@ -52,8 +68,10 @@ from prefkit.objectives.scores import (
     Targets,
     TokenScores,
 )
-from prefkit.objectives.unpaired import kto_loss, kto_reference_point
-from prefkit.objectives.weights import strength
+from prefkit.objectives.sides import apo_down, apo_zero, bco_pair, dpop, nca, sppo
+from prefkit.objectives.transport import aot, aot_unpaired
+from prefkit.objectives.unpaired import bco_loss, kto_loss, kto_reference_point
+from prefkit.objectives.weights import strength, wpo
 
 __all__ = [
     "PRESETS",
@@ -82,13 +100,22 @@ __all__ = [
     "Targets",
     "TokenScores",
     "all_pairs_loss",
+    "aot",
+    "aot_unpaired",
+    "apo_down",
+    "apo_zero",
     "average_log_prob",
     "average_log_ratio",
     "average_sft",
+    "bco_loss",
+    "bco_pair",
     "cdpo_loss",
     "conservative",
     "cpo_loss",
+    "discopop",
     "dpo_loss",
+    "dpop",
+    "exo",
     "flip_preferences",
     "gradient_weights",
     "hinge",
@@ -99,11 +126,13 @@ __all__ = [
     "jpo_loss_decomposed",
     "kto_loss",
     "kto_reference_point",
+    "length_logistic",
     "log_odds",
     "log_prob",
     "log_ratio",
     "logistic",
     "make_objective",
+    "nca",
     "orpo_loss",
     "plackett_luce_loss",
     "probit",
@@ -113,11 +142,14 @@ __all__ = [
     "robust_reward_model_loss",
     "score_all",
     "sft",
+    "shared_length_log_ratio",
     "simpo_loss",
     "slic_hinge_loss",
     "slic_loss",
     "soft_labels",
+    "sppo",
     "squared",
     "strength",
     "weighted_logistic",
+    "wpo",
 ]

@@ -38,25 +38,30 @@ class Part:
 
     Args:
         name: how configurations call it.
-        function: takes tensors by position and options by keyword.
+        function: takes tensors by position and options by keyword; or the class of a part with state, see `Stateful`.
         takes: fields of the scores that it reads, in the order of its arguments.
         options: the options it takes, typed.
         values: the values of the options.
         requires: what a run must provide besides what the fields imply; see `Objective.needs`.
         companions: makes further texts of a pair that are scored with it; takes the part's options by keyword.
+        across: the loss of an entry depends on the others of its batch.
+        fits: names of the rewards that a link can be composed with; any, if there are none.
     """
 
     name: str
-    function: Callable[..., Tensor]
+    function: Callable[..., Any]
     takes: tuple[str, ...] = ()
     options: type[Options] = Options
     values: Mapping[str, Any] = field(default_factory=dict)
     requires: frozenset[str] = frozenset()
     companions: Callable[..., Sequence[Companion]] | None = None
+    across: bool = False
+    fits: tuple[str, ...] = ()
 
     def __call__(self, *tensors: Any) -> Tensor:
         """Apply the function."""
-        return self.function(*tensors, **self.values)
+        result: Tensor = self.function(*tensors, **self.values)
+        return result
 
     def __repr__(self) -> str:
         values = ", ".join(f"{name}={value!r}" for name, value in self.values.items())
@@ -118,7 +123,7 @@ class Stateful(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.total: Callable[[Tensor], Tensor] = lambda tensor: tensor
+        self.total: Callable[[Tensor], Tensor] = _alone
         self.figures: dict[str, Tensor] = {}
 
     def prepare(self, annotators: Sequence[str]) -> None:
@@ -162,6 +167,11 @@ class Stateful(nn.Module):
 
 AnyPart = Part | Stateful
 """A part as an objective holds it."""
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """The sum over one process."""
+    return tensor
 
 
 def catalogue(*parts: Part) -> dict[str, Part]:
