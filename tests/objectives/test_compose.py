@@ -16,12 +16,27 @@ from prefkit.objectives import (
     PairObjective,
     PairScores,
     Part,
+    Stateful,
+    TokenScores,
     logistic,
     make_objective,
 )
 
+SORTED = {"aot", "aot_unpaired"}  # losses of quantiles, not of pairs
 # Auxiliary terms have tests of their own: soft labels do not touch them, and some need further texts.
-PAIRWISE = [name for name, preset in PRESETS.items() if preset.form == "pairs" and "auxiliary" not in preset.parts]
+PAIRWISE = [
+    name
+    for name, preset in PRESETS.items()
+    if preset.form == "pairs" and name not in SORTED and "auxiliary" not in preset.parts
+]
+
+
+def tokens(policy: list[float], ref: list[float], lengths: list[int]) -> TokenScores:
+    """Tokens that share the log-probability of their response."""
+    owner = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))
+    shares = [torch.tensor(logps) / torch.tensor(lengths) for logps in (policy, ref)]
+    return TokenScores(shares[0][owner], owner, ref_logps=shares[1][owner])
+
 
 SCORES = PairScores(
     policy_chosen_logps=torch.tensor([-10.0, -12.0, -30.0]),
@@ -30,6 +45,8 @@ SCORES = PairScores(
     ref_rejected_logps=torch.tensor([-13.0, -12.0, -21.0]),
     chosen_lengths=torch.tensor([5, 6, 10]),
     rejected_lengths=torch.tensor([7, 4, 8]),
+    chosen_tokens=tokens([-10.0, -12.0, -30.0], [-11.0, -12.5, -28.0], [5, 6, 10]),
+    rejected_tokens=tokens([-14.0, -11.0, -20.0], [-13.0, -12.0, -21.0], [7, 4, 8]),
 )
 
 
@@ -73,8 +90,9 @@ def test_implicit_rewards_are_scaled_and_detached() -> None:
     assert not chosen.requires_grad
 
 
-NEEDS = {kind: {"reference"} for kind in (*PAIRWISE, "plackett_luce", "all_pairs")} | {
+NEEDS = {kind: {"reference"} for kind in (*PAIRWISE, *SORTED, "bco", "plackett_luce", "all_pairs")} | {
     "jpo": {"reference", "joint"},
+    "ld_dpo": {"reference", "tokens"},
     "simpo": set(),
     "cpo": set(),
     "orpo": set(),
@@ -103,6 +121,9 @@ def test_needs(kind: str) -> None:
         ("simpo", "chosen_lengths"),
         ("ipo_avg", "rejected_lengths"),
         ("orpo", "chosen_lengths"),
+        ("ld_dpo", "rejected_tokens"),
+        ("length_dpo", "chosen_lengths"),
+        ("aot", "ref_chosen_logps"),
     ],
 )
 def test_missing_data_is_named(kind: str, field: str) -> None:
@@ -147,6 +168,32 @@ def test_state_of_a_part_is_saved_restored_and_used() -> None:
     assert objective.needs == {"annotators"}
     with pytest.raises(OptionError, match="objective 'mine' needs annotators"):
         objective(SCORES)
+
+
+class Counter(Stateful):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        self.get_buffer("count").add_(1)
+        return torch.ones(3)
+
+
+def test_each_state_is_saved_once_whatever_its_role() -> None:
+    part = Part("counter", Counter)
+    reward = Part("difference", lambda policy: policy, ("policy_logps",))
+    objective = PairObjective(
+        reward, Part("logistic", logistic), weights=part.made(), regularisers=[part.made()], auxiliary=[part.made()]
+    )
+    objective(SCORES)
+    assert len(objective.stateful) == 3
+    assert sorted(objective.state_dict()) == ["terms.0.count", "terms.1.count", "weights.count"]
+    other = copy.deepcopy(objective)
+    assert [state.get_buffer("count").item() for state in other.stateful] == [1, 1, 1]
+    objective(SCORES)
+    other.load_state_dict(objective.state_dict())
+    assert [state.get_buffer("count").item() for state in other.stateful] == [2, 2, 2]
 
 
 @pytest.mark.parametrize("kind", PRESETS)

@@ -10,7 +10,7 @@ from prefkit.objectives.intuitive import (
     lambda_at_step,
     relation_weights,
 )
-from prefkit.objectives.links import hinge, logistic, probit, squared, weighted_logistic
+from prefkit.objectives.links import discopop, exo, hinge, length_logistic, logistic, probit, squared, weighted_logistic
 from prefkit.objectives.listwise import all_pairs_loss, plackett_luce_loss
 from prefkit.objectives.losses import (
     JointLosses,
@@ -48,7 +48,15 @@ from prefkit.objectives.rationales import (
     rationale_simpo_loss,
 )
 from prefkit.objectives.regularisers import average_sft, sft
-from prefkit.objectives.rewards import average_log_prob, average_log_ratio, log_odds, log_prob, log_ratio, score
+from prefkit.objectives.rewards import (
+    average_log_prob,
+    average_log_ratio,
+    log_odds,
+    log_prob,
+    log_ratio,
+    score,
+    shared_length_log_ratio,
+)
 from prefkit.objectives.scorer import (
     SCORED,
     Encoded,
@@ -73,6 +81,7 @@ from prefkit.objectives.scores import (
     Targets,
     TokenScores,
 )
+from prefkit.objectives.sides import apo_down, apo_zero, bco_pair, dpop, nca, sppo
 from prefkit.objectives.tabular import (
     Calibrated,
     CalibrationIdentity,
@@ -85,9 +94,10 @@ from prefkit.objectives.tabular import (
     vpo_policy_objective,
     vpo_reward_objective,
 )
-from prefkit.objectives.unpaired import kto_loss, kto_reference_point
+from prefkit.objectives.transport import aot, aot_unpaired
+from prefkit.objectives.unpaired import bco_loss, kto_loss, kto_reference_point
 from prefkit.objectives.value import VpoLoss, value, vpo_loss
-from prefkit.objectives.weights import strength
+from prefkit.objectives.weights import strength, wpo
 
 __all__ = [
     "PRESETS",
@@ -127,18 +137,27 @@ __all__ = [
     "TokenScores",
     "VpoLoss",
     "all_pairs_loss",
+    "aot",
+    "aot_unpaired",
+    "apo_down",
+    "apo_zero",
     "average_log_prob",
     "average_log_ratio",
     "average_sft",
+    "bco_loss",
+    "bco_pair",
     "calibrate_reward",
     "calibration_kl_identity",
     "cdpo_loss",
     "centre",
     "conservative",
     "cpo_loss",
+    "discopop",
     "discounted_cumsum",
     "dpo_loss",
+    "dpop",
     "encode_all",
+    "exo",
     "flip_preferences",
     "gradient_weights",
     "hinge",
@@ -152,11 +171,13 @@ __all__ = [
     "kto_loss",
     "kto_reference_point",
     "lambda_at_step",
+    "length_logistic",
     "log_odds",
     "log_prob",
     "log_ratio",
     "logistic",
     "make_objective",
+    "nca",
     "optimal_policy",
     "optimal_policy_and_value",
     "orpo_loss",
@@ -174,10 +195,12 @@ __all__ = [
     "score",
     "score_all",
     "sft",
+    "shared_length_log_ratio",
     "simpo_loss",
     "slic_hinge_loss",
     "slic_loss",
     "soft_labels",
+    "sppo",
     "squared",
     "strength",
     "value",
@@ -185,4 +208,5 @@ __all__ = [
     "vpo_policy_objective",
     "vpo_reward_objective",
     "weighted_logistic",
+    "wpo",
 ]

@@ -60,7 +60,10 @@ class Objective(nn.Module, ABC, Generic[S]):
         self.batch_mean: Callable[[Tensor], Tensor] = torch.mean
         flat = [part for value in self.parts.values() for part in (value if isinstance(value, tuple) else (value,))]
         self.needs: frozenset[str] = frozenset().union(*(part.needs for part in flat))
-        self.stateful = nn.ModuleList([part for part in flat if isinstance(part, Stateful)])
+        self.stateful = tuple(part for part in flat if isinstance(part, Stateful))
+        # Parts that stand alone in their role are attributes; a weight that has two names cannot be saved.
+        terms = [part for value in self.parts.values() if isinstance(value, tuple) for part in value]
+        self.terms = nn.ModuleList([part for part in terms if isinstance(part, nn.Module)])
 
     if TYPE_CHECKING:
 
@@ -88,19 +91,19 @@ class Objective(nn.Module, ABC, Generic[S]):
 
     def figures(self) -> dict[str, Float[Tensor, " batch"]]:
         """What the parts found out about the entries of the last batch, detached, for metrics."""
-        return {name: figure for part in self._states() for name, figure in part.figures.items()}
+        return {name: figure for part in self.stateful for name, figure in part.figures.items()}
 
     def row_figures(self) -> tuple[str, ...]:
         """Names of figures of which the last value of each row of the data is kept and reported."""
-        return tuple(name for part in self._states() for name in part.row_figures)
+        return tuple(name for part in self.stateful for name in part.row_figures)
 
     def summary(self) -> dict[str, Any]:
         """What the parts learned, by part, for the report of a run."""
-        return {part.name: found for part in self._states() if (found := part.summary())}
+        return {part.name: found for part in self.stateful if (found := part.summary())}
 
     def prepare(self, annotators: Sequence[str] = (), total: Callable[[Tensor], Tensor] | None = None) -> None:
         """Learn what the data hold and how tensors are summed over processes, before training."""
-        for part in self._states():
+        for part in self.stateful:
             part.total = total or part.total
             part.prepare(annotators)
 
@@ -118,24 +121,24 @@ class Objective(nn.Module, ABC, Generic[S]):
         """Further texts of a pair that are scored with it, each with the place of the part that asks for it."""
         return []
 
-    def _states(self) -> list[Stateful]:
-        return [part for part in self.stateful if isinstance(part, Stateful)]
-
-    def read(self, part: Any, scores: object, names: dict[str, str] | None = None) -> list[Tensor]:
+    def read(
+        self, part: Any, scores: object, names: dict[str, str] | None = None, leave: tuple[str, ...] = ()
+    ) -> list[Tensor]:
         """The fields of the scores that a part takes.
 
         Args:
             part: the part; one without `takes` reads nothing.
             scores: the scores.
             names: what the scores call a field, where it differs.
+            leave: fields that are no fields of the scores.
 
         Raises:
             OptionError: the scores lack a field.
         """
         tensors = []
-        for field in getattr(part, "takes", ()):
+        for field in (field for field in getattr(part, "takes", ()) if field not in leave):
             name = names.get(field, field) if names else field
-            tensor = getattr(scores, name)
+            tensor = getattr(scores, name, None)
             if tensor is None:
                 raise OptionError(f"objective '{self.name}' needs {name}, which these {type(scores).__name__} lack")
             tensors.append(tensor)
@@ -154,7 +157,7 @@ class PairObjective(Objective[PairScores]):
 
     Args:
         reward: reward form, see `rewards`.
-        link: from margins, or from the rewards of both sides, to losses, see `links`.
+        link: from margins, or from the rewards of both sides, and further fields, to losses; see `links`, `sides`.
         noise: correction for wrong labels, see `noise`.
         weights: weight of each pair beyond the one its record carries, see `weights`.
         regularisers: terms to add, see `regularisers`.
@@ -191,9 +194,18 @@ class PairObjective(Objective[PairScores]):
                 f"objective '{name}': an objective that scores prompts with their responses cannot take auxiliary "
                 "terms with texts of their own, whose prompts would be scored, too; use reward: log_ratio"
             )
+        self._check_link()
 
     def losses(self, scores: PairScores) -> Float[Tensor, " batch"]:
-        """See `Objective.losses`."""
+        """See `Objective.losses`.
+
+        Raises:
+            OptionError: the link compares whole batches, and the pairs have weights or soft labels.
+        """
+        if self._across:
+            for name, given in (("soft labels", scores.probabilities), ("weights", scores.weights)):
+                if given is not None:
+                    raise OptionError(self._sorted(f"{name} do not apply; leave them out of the data"))
         losses = self.pair_loss(scores)
         if self.noise is not None or scores.probabilities is not None:
             swapped = self.pair_loss(scores.swapped())
@@ -223,6 +235,28 @@ class PairObjective(Objective[PairScores]):
             for companion in part.accompany(comparison, chosen, rejected)
         ]
 
+    def _check_link(self) -> None:
+        """Refuse compositions that make no sense with the link."""
+        link, reward = _plain(self.link), self.reward
+        fits, self._across = getattr(link, "fits", ()), getattr(link, "across", False)
+        if fits and (reward.name not in fits or reward.values.get("divergence", "reverse_kl") != "reverse_kl"):
+            raise OptionError(
+                f"objective '{self.name}': link '{link.name}' adds the reference's log-probabilities back to the "
+                f"reward, which must be {' or '.join(fits)} with divergence: reverse_kl, got {reward!r}"
+            )
+        if self._across and self.weights is not None:
+            raise OptionError(self._sorted("weights of single pairs do not apply"))
+        if self._across and self.noise is not None and (isinstance(self.noise, nn.Module) or self.noise.takes):
+            raise OptionError(
+                self._sorted("a noise correction with one flip_rate applies, not one that learns of pairs")
+            )
+
+    def _sorted(self, problem: str) -> str:
+        return (
+            f"objective '{self.name}': link '{self.link.name}' sorts a batch, its losses belong to quantiles, not to "
+            f"pairs: {problem}"
+        )
+
     def _auxiliary(self, place: int, part: AnyPart, scores: PairScores) -> Tensor:
         """An auxiliary term, `[batch]`: of the companions it asked for, then of the fields that it takes."""
         fields = self.read(part, scores)
@@ -237,7 +271,8 @@ class PairObjective(Objective[PairScores]):
     def pair_loss(self, scores: PairScores) -> Float[Tensor, " batch"]:
         """The loss of the pairs as if every label were right: neither noise, soft labels nor weights."""
         chosen, rejected = self._rewards(scores)
-        losses = self.link(chosen, rejected) if "rejected" in self.link.takes else self.link(chosen - rejected)
+        rewards = (chosen, rejected) if "rejected" in self.link.takes else (chosen - rejected,)
+        losses = self.link(*rewards, *self.read(self.link, scores, leave=("chosen", "rejected")))
         for regulariser in self.regularisers:
             losses = losses + regulariser(*self.read(regulariser, scores))
         return losses
@@ -267,8 +302,9 @@ _SIDES = {
         "ref_logps": f"ref_{side}_logps",
         "lengths": f"{side}_lengths",
         "tokens": f"{side}_tokens",
+        "other_lengths": f"{other}_lengths",
     }
-    for side in ("chosen", "rejected")
+    for side, other in (("chosen", "rejected"), ("rejected", "chosen"))
 }
 
 
@@ -307,11 +343,12 @@ class ListObjective(Objective[ListScores]):
 
 
 class LabelObjective(Objective[LabelScores]):
-    """A loss of single responses judged good or bad, against a reference point estimated from the batch.
+    """A loss of single responses judged good or bad.
 
     Args:
         reward: reward form, see `rewards`.
-        utility: from rewards, reference point and labels to losses, see `unpaired`.
+        utility: from rewards and labels to losses, see `unpaired`; one that needs "kl" takes a reference point,
+            estimated from the batch's mismatched responses, between the two.
         name: what messages call it.
     """
 
@@ -321,11 +358,13 @@ class LabelObjective(Objective[LabelScores]):
     def __init__(self, reward: AnyPart, utility: AnyPart, name: str = "labels") -> None:
         super().__init__(name, reward=reward, utility=utility)
         self.reward, self.utility = reward, utility
-        self.needs |= {"kl"}
+        self._anchored = "kl" in utility.needs
 
     def losses(self, scores: LabelScores) -> Float[Tensor, " batch"]:
         """See `Objective.losses`."""
         rewards = self.reward(*self.read(self.reward, scores))
+        if not self._anchored:
+            return self.utility(rewards, scores.labels)
         others = self.reward(*self.read(self.reward, scores, _OTHERS))
         return self.utility(rewards, kto_reference_point(others, self.batch_mean), scores.labels)
 

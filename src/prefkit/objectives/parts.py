@@ -44,6 +44,8 @@ class Part:
         values: the values of the options.
         requires: what a run must provide besides what the fields imply; see `Objective.needs`.
         companions: makes further texts of a pair that are scored with it; takes the part's options by keyword.
+        across: the loss of an entry depends on the others of its batch.
+        fits: names of the rewards that a link can be composed with; any, if there are none.
     """
 
     name: str
@@ -53,6 +55,8 @@ class Part:
     values: Mapping[str, Any] = field(default_factory=dict)
     requires: frozenset[str] = frozenset()
     companions: Callable[..., Sequence[Companion]] | None = None
+    across: bool = False
+    fits: tuple[str, ...] = ()
 
     def __call__(self, *tensors: Any) -> Tensor:
         """Apply the function."""
@@ -184,6 +188,11 @@ def _of_one_process(tensor: Tensor) -> Tensor:
 
 AnyPart = Part | Stateful
 """A part as an objective holds it."""
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """The sum over one process."""
+    return tensor
 
 
 def catalogue(*parts: Part) -> dict[str, Part]:

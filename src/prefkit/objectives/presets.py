@@ -30,12 +30,14 @@ from prefkit.objectives.parts import AnyPart, Part
 from prefkit.objectives.regularisers import IMITATION, REGULARISERS
 from prefkit.objectives.rewards import REWARDS
 from prefkit.objectives.scores import Form
+from prefkit.objectives.sides import SIDES
+from prefkit.objectives.transport import TRANSPORT
 from prefkit.objectives.unpaired import UTILITIES
 from prefkit.objectives.weights import WEIGHTS
 
 CATALOGUE: Mapping[str, Mapping[str, Part]] = {
     "reward": REWARDS,
-    "link": LINKS,
+    "link": {**LINKS, **SIDES, **TRANSPORT},
     "noise": NOISE,
     "weights": WEIGHTS,
     "regularisers": REGULARISERS,
@@ -217,6 +219,108 @@ PRESETS: Mapping[str, Preset] = {
         {"beta": 0.1, "alpha": 0.1, "sign": -1},
         "beta as DPO; alpha is this library's, the paper's being unknown for offline data",
     ),
+    "exo": Preset(
+        "pairs",
+        "exact optimisation: the KL divergence of DPO the other way round, on smoothed labels",
+        "Ji et al. 2024, arXiv 2402.00856",
+        {"reward": "log_ratio", "link": "exo"},
+        {"beta": 0.1, "epsilon": 1e-3},
+        "TRL",
+    ),
+    "discopop": Preset(
+        "pairs",
+        "a loss found by a language model: logistic for wrong pairs, exponential for right ones",
+        "Lu et al. 2024, arXiv 2406.08414",
+        {"reward": "log_ratio", "link": "discopop"},
+        {"beta": 0.1, "tau": 0.05},
+        "TRL; tau from the paper",
+    ),
+    "nca": Preset(
+        "pairs",
+        "noise contrastive alignment: absolute likelihoods of both responses",
+        "Chen et al. 2024, arXiv 2402.05369",
+        {"reward": "log_ratio", "link": "nca"},
+        {"beta": 0.1},
+        "TRL",
+    ),
+    "bco_pair": Preset(
+        "pairs",
+        "binary classifier of chosen and rejected responses, without a shift",
+        "Jung et al. 2024, arXiv 2404.04656",
+        {"reward": "log_ratio", "link": "bco_pair"},
+        {"beta": 0.1},
+        "TRL",
+    ),
+    "apo_zero": Preset(
+        "pairs",
+        "anchored preference optimisation: chosen responses up, rejected ones down",
+        "D'Oosterlinck et al. 2024, arXiv 2408.06266",
+        {"reward": "log_ratio", "link": "apo_zero"},
+        {"beta": 0.1},
+    ),
+    "apo_down": Preset(
+        "pairs",
+        "anchored preference optimisation: both down, rejected responses more so",
+        "D'Oosterlinck et al. 2024, arXiv 2408.06266",
+        {"reward": "log_ratio", "link": "apo_down"},
+        {"beta": 0.1},
+    ),
+    "sppo": Preset(
+        "pairs",
+        "self-play preference optimisation: each log-ratio is led to its win rate",
+        "Wu et al. 2024, arXiv 2405.00675",
+        {"reward": "log_ratio", "link": "sppo"},
+        {"beta": 0.001},
+        "the authors' code",
+    ),
+    "dpop": Preset(
+        "pairs",
+        "DPO-Positive: DPO with a penalty where the chosen response becomes less likely",
+        "Pal et al. 2024, arXiv 2402.13228",
+        {"reward": "log_ratio", "link": "dpop"},
+        {"beta": 0.3, "penalty": 50.0},
+        "the paper's Smaug models (unsure)",
+    ),
+    "aot": Preset(
+        "pairs",
+        "alignment via optimal transport: sorted margins of the batch against the reference's",
+        "Melnyk et al. 2024, arXiv 2406.05882",
+        {"reward": "log_ratio", "link": "aot"},
+        {"beta": 0.1},
+        "TRL",
+    ),
+    "aot_unpaired": Preset(
+        "pairs",
+        "alignment via optimal transport: sorted rewards of chosen responses against those of rejected ones",
+        "Melnyk et al. 2024, arXiv 2406.05882",
+        {"reward": "log_ratio", "link": "aot_unpaired"},
+        {"beta": 0.1},
+        "TRL",
+    ),
+    "wpo": Preset(
+        "pairs",
+        "DPO on pairs weighed by how likely the policy would write them",
+        "Zhou et al. 2024, arXiv 2406.11827",
+        {"reward": "log_ratio", "link": "logistic", "weights": "wpo"},
+        {"beta": 0.1},
+        "TRL (unsure)",
+    ),
+    "ld_dpo": Preset(
+        "pairs",
+        "length-desensitised DPO: tokens beyond the shorter response count less",
+        "Liu et al. 2024, arXiv 2409.06411",
+        {"reward": "shared_length_log_ratio", "link": "logistic"},
+        {"beta": 0.1, "tail_weight": 0.5},
+        "this library (unsure: the paper tunes the weight for each model)",
+    ),
+    "length_dpo": Preset(
+        "pairs",
+        "length-regularised DPO (R-DPO): what the lengths explain is not learned",
+        "Park et al. 2024, arXiv 2403.19159",
+        {"reward": "log_ratio", "link": "length_logistic"},
+        {"beta": 0.1, "length_weight": 0.01},
+        "this library (unsure: the paper tunes the weight)",
+    ),
     "plackett_luce": Preset(
         "lists",
         "DPO for rankings: likelihood of the order as a series of choices",
@@ -238,6 +342,14 @@ PRESETS: Mapping[str, Preset] = {
         "Ethayarajh et al. 2024, arXiv 2402.01306",
         {"reward": "log_ratio", "utility": "kto"},
         {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0},
+    ),
+    "bco": Preset(
+        "labels",
+        "binary classifier optimisation: good and bad responses against the running mean of their rewards",
+        "Jung et al. 2024, arXiv 2404.04656",
+        {"reward": "log_ratio", "utility": "bco"},
+        {"beta": 0.1},
+        "TRL",
     ),
     "sft": Preset(
         "demonstrations",

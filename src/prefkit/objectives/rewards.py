@@ -15,7 +15,9 @@ from jaxtyping import Float, Int
 from pydantic import Field, FiniteFloat, model_validator
 from torch import Tensor
 
+from prefkit.errors import OptionError
 from prefkit.objectives.parts import Part, catalogue
+from prefkit.objectives.scores import TokenScores
 from prefkit.options import Options
 
 Divergence = Literal["reverse_kl", "forward_kl", "jensen_shannon", "alpha"]
@@ -117,6 +119,41 @@ def score(policy_logps: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return policy_logps
 
 
+class SharedLengthOptions(Options):
+    """Options of `shared_length_log_ratio`."""
+
+    tail_weight: FiniteFloat = Field(
+        0.5, ge=0, le=1, description="weight of the tokens beyond the shorter response's length; 1 is DPO"
+    )
+
+
+def shared_length_log_ratio(
+    tokens: TokenScores,
+    lengths: Int[Tensor, " batch"],
+    other_lengths: Int[Tensor, " batch"],
+    *,
+    tail_weight: float = 0.5,
+) -> Float[Tensor, " batch"]:
+    """Log-ratio of policy to reference in which the tokens beyond the pair's shorter length count less.
+
+    Args:
+        tokens: tokens of the responses, with the reference's log-probabilities.
+        lengths: tokens of each response.
+        other_lengths: tokens of the response that it is compared with.
+        tail_weight: the paper's alpha.
+
+    Source: Liu et al. 2024 (LD-DPO, arXiv 2409.06411).
+    """
+    if tokens.ref_logps is None:
+        raise OptionError("shared_length_log_ratio needs the reference's log-probabilities of the tokens")
+    starts = lengths.cumsum(0) - lengths
+    place = torch.arange(len(tokens.response), device=lengths.device) - starts[tokens.response]
+    ratios = tokens.policy_logps - tokens.ref_logps
+    shared = place < torch.minimum(lengths, other_lengths)[tokens.response]
+    weighted = torch.where(shared, ratios, tail_weight * ratios)
+    return ratios.new_zeros(len(lengths)).index_add(0, tokens.response, weighted)
+
+
 REWARDS = catalogue(
     Part("log_ratio", log_ratio, ("policy_logps", "ref_logps"), DivergenceOptions),
     # Whether a prompt is scored with its response is the scorer's business: the formula is the same.
@@ -126,4 +163,11 @@ REWARDS = catalogue(
     Part("average_log_ratio", average_log_ratio, ("policy_logps", "ref_logps", "lengths")),
     Part("log_odds", log_odds, ("policy_logps", "lengths")),
     Part("score", score, ("policy_logps",), requires=frozenset({"rewards"})),
+    Part(
+        "shared_length_log_ratio",
+        shared_length_log_ratio,
+        ("tokens", "lengths", "other_lengths"),
+        SharedLengthOptions,
+        requires=frozenset({"reference"}),
+    ),
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from pydantic import Field, FiniteFloat
 from torch import Tensor
 
@@ -28,4 +29,29 @@ def strength(strengths: Float[Tensor, " batch"], *, scale: float = 1.0) -> Float
     return strengths / scale
 
 
-WEIGHTS = catalogue(Part("strength", strength, ("strengths",), StrengthOptions))
+def wpo(
+    policy_chosen_logps: Float[Tensor, " batch"],
+    policy_rejected_logps: Float[Tensor, " batch"],
+    chosen_lengths: Int[Tensor, " batch"],
+    rejected_lengths: Int[Tensor, " batch"],
+) -> Float[Tensor, " batch"]:
+    """Product of both responses' mean token probabilities under the policy: pairs count as far as it would write them.
+
+    The mean is geometric, and the weight has no gradient.
+
+    Args:
+        policy_chosen_logps: chosen responses under the policy, summed over tokens.
+        policy_rejected_logps: rejected responses under the policy.
+        chosen_lengths: tokens of the chosen responses, at least 1.
+        rejected_lengths: tokens of the rejected responses, at least 1.
+
+    Source: Zhou et al. 2024 (WPO, arXiv 2406.11827), eq. 2, without the alignment of weights over prompts.
+    """
+    mean = policy_chosen_logps / chosen_lengths + policy_rejected_logps / rejected_lengths
+    return torch.exp(mean.detach())
+
+
+WEIGHTS = catalogue(
+    Part("strength", strength, ("strengths",), StrengthOptions),
+    Part("wpo", wpo, ("policy_chosen_logps", "policy_rejected_logps", "chosen_lengths", "rejected_lengths")),
+)
