@@ -109,12 +109,12 @@ class Objective(nn.Module, ABC, Generic[S]):
 
     def equip(self, scorer: object) -> None:
         """Let the parts meet the scorer, once it provides what they need and before anything is encoded."""
-        for part in self._states():
+        for part in self.stateful:
             part.equip(scorer)
 
     def advance(self, step: int) -> None:
         """Tell the parts that an update of the model begins; `step` were made before it."""
-        for part in self._states():
+        for part in self.stateful:
             part.advance(step)
 
     def accompany(self, comparison: Comparison, chosen: int, rejected: int) -> list[tuple[int, Companion]]:
