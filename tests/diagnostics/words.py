@@ -25,6 +25,9 @@ class WordScorer(torch.nn.Module):
 
     device = torch.device("cpu")
 
+    def provide(self, needs: frozenset[str]) -> None:
+        assert not needs
+
     def encode(self, comparison: Comparison) -> Mapping[str, Any]:
         if any("unreadable" in response for response in comparison.responses):
             raise RecordError("the response is unreadable", field="responses")

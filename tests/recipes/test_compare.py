@@ -122,6 +122,7 @@ def test_everything_is_written(found: ObjectiveComparison) -> None:
     assert "Difference from dpo" in page
 
 
+@pytest.mark.slow
 def test_finished_runs_are_found_and_not_repeated(
     found: ObjectiveComparison, pairs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +155,7 @@ def test_a_folder_of_other_options_or_data_is_refused(found: ObjectiveComparison
         compare(options(other, folder))
 
 
+@pytest.mark.slow
 def test_options_of_single_objectives_and_what_they_learn(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,6 +180,7 @@ def test_options_of_single_objectives_and_what_they_learn(
     assert result.plots().keys() == {"ranking_accuracy", "ranking_accuracy_per_token", "reward_accuracy"}
 
 
+@pytest.mark.slow
 def test_flipped_labels_are_those_of_training_only(
     pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
