@@ -20,7 +20,9 @@ from prefkit.objectives import (
     make_objective,
 )
 
-PAIRWISE = [name for name, preset in PRESETS.items() if preset.form == "pairs"]
+ELSEWHERE = ("lcpo", "madpo", "beta_dpo")
+"""Methods with state, or with more data than pairs, which have tests of their own."""
+PAIRWISE = [name for name, preset in PRESETS.items() if preset.form == "pairs" and name not in ELSEWHERE]
 
 SCORES = PairScores(
     policy_chosen_logps=torch.tensor([-10.0, -12.0, -30.0]),
@@ -79,6 +81,9 @@ NEEDS = {kind: {"reference"} for kind in (*PAIRWISE, "plackett_luce", "all_pairs
     "slic_hf": set(),
     "sft": set(),
     "kto": {"reference", "kl"},
+    "lcpo": {"reference"},
+    "madpo": {"reference", "margins"},
+    "beta_dpo": {"reference"},
 }
 
 

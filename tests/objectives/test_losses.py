@@ -33,7 +33,9 @@ from prefkit.objectives import (
     slic_loss,
 )
 
-PAIRWISE = [name for name, preset in PRESETS.items() if preset.form == "pairs"]
+ELSEWHERE = ("lcpo", "madpo", "beta_dpo")
+"""Methods with state, or with more data than pairs, which have tests of their own."""
+PAIRWISE = [name for name, preset in PRESETS.items() if preset.form == "pairs" and name not in ELSEWHERE]
 
 
 def pairs(n: int = 16, seed: int = 0, dtype: torch.dtype = torch.float64) -> PairScores:
@@ -223,3 +225,10 @@ def test_beta_out_of_range(beta: float) -> None:
 def test_shapes_must_agree() -> None:
     with pytest.raises(OptionError, match=r"one shape, got \(2,\), \(3,\)"):
         cpo_loss(torch.zeros(2), torch.zeros(3))
+
+
+@pytest.mark.parametrize("loss", [simpo_loss, orpo_loss])
+def test_lengths_below_one_are_refused(loss: Callable[..., Tensor]) -> None:
+    logps, lengths = -torch.ones(2), torch.ones(2)
+    with pytest.raises(OptionError, match="rejected_lengths must be at least 1 token, got 0"):
+        loss(logps, logps, lengths, torch.tensor([3, 0]))

@@ -1,11 +1,21 @@
 """Objectives: pure functions from scores to per-example losses, and the score types that they take."""
 
+from prefkit.objectives.batch_adaptive import BatchFilter, BatchLogistic, beta_dpo_batch_beta, beta_dpo_filter
 from prefkit.objectives.compose import (
     DemonstrationObjective,
     LabelObjective,
     ListObjective,
     Objective,
     PairObjective,
+)
+from prefkit.objectives.latent import (
+    LatentLabels,
+    label_confidence,
+    latent_label_loss,
+    mean_reliabilities,
+    moving_reliabilities,
+    reliability_path,
+    tally_labels,
 )
 from prefkit.objectives.links import hinge, logistic, probit, squared, weighted_logistic
 from prefkit.objectives.listwise import all_pairs_loss, plackett_luce_loss
@@ -17,11 +27,13 @@ from prefkit.objectives.losses import (
     ipo_loss_length_averaged,
     orpo_loss,
     rdpo_loss,
+    reward_model_loss,
     robust_reward_model_loss,
     simpo_loss,
     slic_hinge_loss,
     slic_loss,
 )
+from prefkit.objectives.margin_adaptive import madpo_coefficient, madpo_loss, madpo_weight, population_target_margin
 from prefkit.objectives.noise import (
     GradientWeights,
     conservative,
@@ -55,6 +67,8 @@ from prefkit.objectives.weights import strength
 __all__ = [
     "PRESETS",
     "SCORED",
+    "BatchFilter",
+    "BatchLogistic",
     "Companions",
     "DemonstrationObjective",
     "DemonstrationScores",
@@ -64,6 +78,7 @@ __all__ = [
     "Inputs",
     "LabelObjective",
     "LabelScores",
+    "LatentLabels",
     "ListObjective",
     "ListScores",
     "Objective",
@@ -81,6 +96,8 @@ __all__ = [
     "average_log_prob",
     "average_log_ratio",
     "average_sft",
+    "beta_dpo_batch_beta",
+    "beta_dpo_filter",
     "cdpo_loss",
     "conservative",
     "cpo_loss",
@@ -93,15 +110,25 @@ __all__ = [
     "ipo_loss_length_averaged",
     "kto_loss",
     "kto_reference_point",
+    "label_confidence",
+    "latent_label_loss",
     "log_odds",
     "log_prob",
     "log_ratio",
     "logistic",
+    "madpo_coefficient",
+    "madpo_loss",
+    "madpo_weight",
     "make_objective",
+    "mean_reliabilities",
+    "moving_reliabilities",
     "orpo_loss",
     "plackett_luce_loss",
+    "population_target_margin",
     "probit",
     "rdpo_loss",
+    "reliability_path",
+    "reward_model_loss",
     "robust",
     "robust_loss",
     "robust_reward_model_loss",
@@ -113,5 +140,6 @@ __all__ = [
     "soft_labels",
     "squared",
     "strength",
+    "tally_labels",
     "weighted_logistic",
 ]

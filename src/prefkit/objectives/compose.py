@@ -51,7 +51,11 @@ class Objective(nn.Module, ABC, Generic[S]):
         self.batch_mean: Callable[[Tensor], Tensor] = torch.mean
         flat = [part for value in self.parts.values() for part in (value if isinstance(value, tuple) else (value,))]
         self.needs: frozenset[str] = frozenset().union(*(part.needs for part in flat))
-        self.stateful = nn.ModuleList([part for part in flat if isinstance(part, Stateful)])
+        self._stateful = [part for part in flat if isinstance(part, Stateful)]
+        # A part alone in its role becomes a submodule under the role's name; those of a list do here, so that the state
+        # of each is saved once.
+        several = [part for value in self.parts.values() if isinstance(value, tuple) for part in value]
+        self.terms = nn.ModuleList([part for part in several if isinstance(part, Stateful)])
 
     if TYPE_CHECKING:
 
@@ -79,28 +83,30 @@ class Objective(nn.Module, ABC, Generic[S]):
 
     def figures(self) -> dict[str, Float[Tensor, " batch"]]:
         """What the parts found out about the entries of the last batch, detached, for metrics."""
-        return {name: figure for part in self._states() for name, figure in part.figures.items()}
+        return {name: figure for part in self._stateful for name, figure in part.figures.items()}
 
     def row_figures(self) -> tuple[str, ...]:
         """Names of figures of which the last value of each row of the data is kept and reported."""
-        return tuple(name for part in self._states() for name in part.row_figures)
+        return tuple(name for part in self._stateful for name in part.row_figures)
 
     def summary(self) -> dict[str, Any]:
         """What the parts learned, by part, for the report of a run."""
-        return {part.name: found for part in self._states() if (found := part.summary())}
+        return {part.name: found for part in self._stateful if (found := part.summary())}
 
     def prepare(self, annotators: Sequence[str] = (), total: Callable[[Tensor], Tensor] | None = None) -> None:
         """Learn what the data hold and how tensors are summed over processes, before training."""
-        for part in self._states():
+        for part in self._stateful:
             part.total = total or part.total
             part.prepare(annotators)
+
+    def after_update(self, pass_ended: bool = False) -> None:
+        """Let the parts take in the batches since the last update of the model; see `Stateful.after_update`."""
+        for part in self._stateful:
+            part.after_update(pass_ended)
 
     def accompany(self, comparison: Comparison, chosen: int, rejected: int) -> list[tuple[int, Companion]]:
         """Further texts of a pair that are scored with it, each with the place of the part that asks for it."""
         return []
-
-    def _states(self) -> list[Stateful]:
-        return [part for part in self.stateful if isinstance(part, Stateful)]
 
     def read(self, part: Any, scores: object, names: dict[str, str] | None = None) -> list[Tensor]:
         """The fields of the scores that a part takes.
@@ -172,6 +178,7 @@ class PairObjective(Objective[PairScores]):
         """See `Objective.losses`."""
         losses = self.pair_loss(scores)
         if self.noise is not None or scores.probabilities is not None:
+            self._check_ways(soft=scores.probabilities is not None)
             swapped = self.pair_loss(scores.swapped())
             if scores.probabilities is not None:
                 losses, swapped = (
@@ -185,6 +192,15 @@ class PairObjective(Objective[PairScores]):
         for place, part in enumerate(self.auxiliary):
             losses = losses + self._auxiliary(place, part, scores)
         return losses
+
+    def _check_ways(self, soft: bool) -> None:
+        """Refuse parts that have to know which response was called better, where that is not one of the two."""
+        for part, what in ((self.link, "soft labels" if soft else "a noise correction"), (self.noise, "soft labels")):
+            if getattr(part, "one_way", False) and (soft or part is self.link):
+                raise OptionError(
+                    f"objective '{self.name}': '{getattr(part, 'name', part)}' looks at pairs as they were labelled, "
+                    f"and does not go with {what}"
+                )
 
     def accompany(self, comparison: Comparison, chosen: int, rejected: int) -> list[tuple[int, Companion]]:
         """See `Objective.accompany`."""

@@ -6,7 +6,7 @@ it takes, so that an option that no part takes is an error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -32,13 +32,18 @@ NEEDS = {
 """Fields of the scores that are not always there, and what a run must provide to have them."""
 
 
+def needs_of(fields: Iterable[str]) -> frozenset[str]:
+    """What a run must provide for an objective that reads these fields of the scores."""
+    return frozenset(NEEDS[field] for field in fields if field in NEEDS)
+
+
 @dataclass(frozen=True)
 class Part:
     """A function of tensors with its options filled in.
 
     Args:
         name: how configurations call it.
-        function: takes tensors by position and options by keyword.
+        function: takes tensors by position and options by keyword; or a subclass of `Stateful`.
         takes: fields of the scores that it reads, in the order of its arguments.
         options: the options it takes, typed.
         values: the values of the options.
@@ -47,7 +52,7 @@ class Part:
     """
 
     name: str
-    function: Callable[..., Tensor]
+    function: Callable[..., Any]
     takes: tuple[str, ...] = ()
     options: type[Options] = Options
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -56,7 +61,8 @@ class Part:
 
     def __call__(self, *tensors: Any) -> Tensor:
         """Apply the function."""
-        return self.function(*tensors, **self.values)
+        result: Tensor = self.function(*tensors, **self.values)
+        return result
 
     def __repr__(self) -> str:
         values = ", ".join(f"{name}={value!r}" for name, value in self.values.items())
@@ -65,7 +71,7 @@ class Part:
     @property
     def needs(self) -> frozenset[str]:
         """What a run must provide."""
-        return self.requires | {NEEDS[field] for field in self.takes if field in NEEDS}
+        return self.requires | needs_of(self.takes)
 
     def accompany(self, comparison: Comparison, chosen: int, rejected: int) -> Sequence[Companion]:
         """The further texts of a pair that are scored with it.
@@ -101,24 +107,34 @@ class Part:
         return replace(self, values=self.options.parse(values, where).model_dump())
 
 
+def _alone(tensor: Tensor) -> Tensor:
+    """The sum over all processes where there is one."""
+    return tensor
+
+
 class Stateful(nn.Module):
     """A part that holds state or weights: it is moved, trained, saved and restored with its objective.
 
-    A subclass takes the part's options in its constructor and the part's fields in `forward`.
+    A subclass takes the part's options in its constructor and the part's fields in `forward`. It learns from batches
+    only in training mode. What an update of the model is to change in it waits for `after_update`: then it does not
+    matter how the update's batch was spread over processes and accumulated steps.
 
     Attributes:
         part: what it was made from.
         total: sum of a tensor over all processes; replaced where there are several.
         figures: what it found out about the entries of the last batch, `[batch]` each, for metrics.
         row_figures: names of figures of which the last value of each row of the data is kept and reported.
+        one_way: it looks at pairs as they were labelled, so soft labels mean nothing to it, and, to a link, noise
+            corrections neither.
     """
 
     part: Part
     row_figures: tuple[str, ...] = ()
+    one_way: bool = False
 
     def __init__(self) -> None:
         super().__init__()
-        self.total: Callable[[Tensor], Tensor] = lambda tensor: tensor
+        self.total: Callable[[Tensor], Tensor] = _alone
         self.figures: dict[str, Tensor] = {}
 
     def prepare(self, annotators: Sequence[str]) -> None:
@@ -126,6 +142,13 @@ class Stateful(nn.Module):
 
         Args:
             annotators: names of the annotators in the order of their indices; empty if none were asked for.
+        """
+
+    def after_update(self, pass_ended: bool) -> None:
+        """Take in the batches since the last update of the model; all processes call it after each.
+
+        Args:
+            pass_ended: the update was the last of a pass over the data.
         """
 
     def summary(self) -> Mapping[str, Any]:
@@ -139,7 +162,7 @@ class Stateful(nn.Module):
 
     @property
     def takes(self) -> tuple[str, ...]:
-        """See `Part`."""
+        """See `Part`; a subclass of which an option decides what it reads says so here."""
         return self.part.takes
 
     @property
@@ -150,7 +173,7 @@ class Stateful(nn.Module):
     @property
     def needs(self) -> frozenset[str]:
         """See `Part`."""
-        return self.part.needs
+        return self.part.requires | needs_of(self.takes)
 
     def accompany(self, comparison: Comparison, chosen: int, rejected: int) -> Sequence[Companion]:
         """See `Part`."""
