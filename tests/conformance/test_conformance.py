@@ -13,7 +13,8 @@ PASSING = {
     "dove": None,
     "rationales": None,
     "vpo": None,
-    "lcpo": {"dpo_loss", "ipo_loss", "simpo_loss", "cpo_loss"},
+    "lcpo": None,
+    "madpo": None,
     "rso": {"sigmoid_norm_loss", "hinge_norm_loss", "hinge_loss", "slic_loss"},
 }
 

@@ -22,12 +22,14 @@ from prefkit.objectives import (
     make_objective,
 )
 
+ELSEWHERE = ("lcpo", "madpo", "beta_dpo")
+"""Methods with state, or with more data than pairs, which have tests of their own."""
 SORTED = {"aot", "aot_unpaired"}  # losses of quantiles, not of pairs
 # Auxiliary terms have tests of their own: soft labels do not touch them, and some need further texts.
 PAIRWISE = [
     name
     for name, preset in PRESETS.items()
-    if preset.form == "pairs" and name not in SORTED and "auxiliary" not in preset.parts
+    if preset.form == "pairs" and name not in (*SORTED, *ELSEWHERE) and "auxiliary" not in preset.parts
 ]
 
 
@@ -105,6 +107,9 @@ NEEDS = {kind: {"reference"} for kind in (*PAIRWISE, *SORTED, "bco", "plackett_l
     "rationale_dpo": {"reference"},
     "rationale_orpo": set(),
     "rationale_simpo": set(),
+    "lcpo": {"reference"},
+    "madpo": {"reference", "margins"},
+    "beta_dpo": {"reference"},
 }
 
 

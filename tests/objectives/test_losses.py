@@ -237,3 +237,10 @@ def test_joint_loss_from_its_two_parts() -> None:
     equal = jpo_loss_decomposed(*responses, *same, beta=0.3)
     assert torch.equal(equal.losses, dpo_loss(*responses, beta=0.3))
     assert not equal.instruction_margin.any()
+
+
+@pytest.mark.parametrize("loss", [simpo_loss, orpo_loss])
+def test_lengths_below_one_are_refused(loss: Callable[..., Tensor]) -> None:
+    logps, lengths = -torch.ones(2), torch.ones(2)
+    with pytest.raises(OptionError, match="rejected_lengths must be at least 1 token, got 0"):
+        loss(logps, logps, lengths, torch.tensor([3, 0]))

@@ -26,6 +26,21 @@ def test_seed_decides() -> None:
     assert first != other
 
 
+def test_each_annotator_has_a_rate() -> None:
+    records = [Comparison.pair("p", "yes", "no", annotator=name) for name in ("anna", "ben") for _ in range(5000)]
+    _, mask = flip_preferences(records, {"anna": 0.0, "ben": 0.4}, seed=0)
+    assert not mask[:5000].any()
+    assert abs(mask[5000:].mean() - 0.4) < 5 * np.sqrt(0.4 * 0.6 / 5000)
+
+
+def test_annotator_without_a_rate_is_named() -> None:
+    records = [Comparison.pair("p", "yes", "no", annotator="carl", source="file.jsonl", line=3)]
+    with pytest.raises(
+        RecordError, match=r"file.jsonl:3: field 'annotator': no flip rate is given for 'carl'; given: an"
+    ):
+        flip_preferences(records, {"anna": 0.1, "ben": 0.2}, seed=0)
+
+
 def test_input_is_left_alone() -> None:
     records = pairs(50)
     flip_preferences(records, 0.4, seed=0)

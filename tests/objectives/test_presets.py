@@ -38,7 +38,10 @@ BAD: list[tuple[Any, str]] = [
         {"kind": "dpo", "noise": {"kind": "rubust"}},
         "objective.noise.kind: unknown noise 'rubust'; did you mean 'robust'?",
     ),
-    ({"kind": "dpo", "noise": {"flip_rate": 0.1}}, "objective.noise.kind is required; known: conservative, robust"),
+    (
+        {"kind": "dpo", "noise": {"flip_rate": 0.1}},
+        "objective.noise.kind is required; known: conservative, latent, robust",
+    ),
     ({"kind": "dpo", "link": "logit"}, "objective.link: unknown link 'logit'"),
     ({"kind": "dpo", "regularisers": {"kind": "sft"}}, "objective.regularisers must be a list"),
     (

@@ -28,6 +28,21 @@ def test_labels_follow_bradley_terry_and_the_flip_rate(rate: float) -> None:
     assert share == pytest.approx(expected, abs=4 * (0.25 / near.sum().item()) ** 0.5)
 
 
+def test_flip_rates_may_be_one_a_pair() -> None:
+    bandit = world()
+    rates = torch.tensor([0.0, 1.0]).repeat_interleave(5000)
+    chosen, rejected = bandit.pairs(10_000, rates, torch.Generator().manual_seed(1))
+    better = ((chosen - rejected) @ bandit.theta > 0).double()
+    assert better[:5000].mean() > 0.7
+    assert better[5000:].mean() < 0.3
+
+
+def test_accuracy_of_the_true_and_of_the_opposite_order() -> None:
+    bandit = world()
+    assert bandit.accuracy(2 * bandit.theta) == 1
+    assert bandit.accuracy(-bandit.theta) == 0
+
+
 def test_expected_reward_of_the_indifferent_and_of_the_greedy_policy() -> None:
     bandit = world()
     rewards = bandit.actions @ bandit.theta

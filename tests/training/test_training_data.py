@@ -73,6 +73,32 @@ def test_soft_labels_strengths_and_annotators(tmp_path: Path) -> None:
     assert targets.weights is None
 
 
+def test_annotators_that_are_known_keep_their_places(tmp_path: Path) -> None:
+    records = [Comparison.pair("p", "a", "b", annotator=name) for name in ("new", "Ben", "Eve")]
+    data = prepare(
+        LetterScorer(),
+        records,
+        form="pairs",
+        needs=frozenset({"annotators"}),
+        annotators=("Eve", "Ben"),
+        cache=tmp_path,
+    )
+    assert batch(data, 0, 1, 2).annotators.tolist() == [2, 1, 0]
+    assert data.annotators == ("Eve", "Ben", "new")
+
+
+@pytest.mark.parametrize(("large", "warned"), [(1, False), (2, True)])
+def test_margins_that_are_no_log_odds_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, large: int, warned: bool
+) -> None:
+    rewards = [[25.0, 0.0]] * large + [[20.0, 0.0]] * (20 - large)
+    records = [Comparison.pair("p", "a", "b", extra={"rewards": pair}) for pair in rewards]
+    data = made(tmp_path, records, "pairs", needs="margins")
+    assert batch(data, 0, 19).margins.tolist() == [25.0, 20.0]
+    found = "2 of 20 reward margins exceed 20 in absolute value" in caplog.text
+    assert found == warned
+
+
 def test_lists_are_padded(tmp_path: Path) -> None:
     targets = batch(made(tmp_path, [THREE, PAIR], "lists"), 0, 1)
     assert targets.index.tolist() == [[0, 1, 2], [3, 4, -1]]

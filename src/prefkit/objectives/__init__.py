@@ -1,6 +1,7 @@
 """Objectives: pure functions from scores to per-example losses, and the score types that they take."""
 
 from prefkit.objectives.auxiliary import centre
+from prefkit.objectives.batch_adaptive import BatchFilter, BatchLogistic, beta_dpo_batch_beta, beta_dpo_filter
 from prefkit.objectives.compose import DemonstrationObjective, LabelObjective, ListObjective, Objective, PairObjective
 from prefkit.objectives.intuitive import (
     IntuitiveFineTuning,
@@ -9,6 +10,15 @@ from prefkit.objectives.intuitive import (
     ift_weights,
     lambda_at_step,
     relation_weights,
+)
+from prefkit.objectives.latent import (
+    LatentLabels,
+    label_confidence,
+    latent_label_loss,
+    mean_reliabilities,
+    moving_reliabilities,
+    reliability_path,
+    tally_labels,
 )
 from prefkit.objectives.links import discopop, exo, hinge, length_logistic, logistic, probit, squared, weighted_logistic
 from prefkit.objectives.listwise import all_pairs_loss, plackett_luce_loss
@@ -23,11 +33,13 @@ from prefkit.objectives.losses import (
     jpo_loss_decomposed,
     orpo_loss,
     rdpo_loss,
+    reward_model_loss,
     robust_reward_model_loss,
     simpo_loss,
     slic_hinge_loss,
     slic_loss,
 )
+from prefkit.objectives.margin_adaptive import madpo_coefficient, madpo_loss, madpo_weight, population_target_margin
 from prefkit.objectives.noise import (
     GradientWeights,
     conservative,
@@ -102,6 +114,8 @@ from prefkit.objectives.weights import strength, wpo
 __all__ = [
     "PRESETS",
     "SCORED",
+    "BatchFilter",
+    "BatchLogistic",
     "Calibrated",
     "CalibrationIdentity",
     "Companions",
@@ -117,6 +131,7 @@ __all__ = [
     "JointLosses",
     "LabelObjective",
     "LabelScores",
+    "LatentLabels",
     "ListObjective",
     "ListScores",
     "MixesInputs",
@@ -146,6 +161,8 @@ __all__ = [
     "average_sft",
     "bco_loss",
     "bco_pair",
+    "beta_dpo_batch_beta",
+    "beta_dpo_filter",
     "calibrate_reward",
     "calibration_kl_identity",
     "cdpo_loss",
@@ -170,18 +187,26 @@ __all__ = [
     "jpo_loss_decomposed",
     "kto_loss",
     "kto_reference_point",
+    "label_confidence",
     "lambda_at_step",
+    "latent_label_loss",
     "length_logistic",
     "log_odds",
     "log_prob",
     "log_ratio",
     "logistic",
+    "madpo_coefficient",
+    "madpo_loss",
+    "madpo_weight",
     "make_objective",
+    "mean_reliabilities",
+    "moving_reliabilities",
     "nca",
     "optimal_policy",
     "optimal_policy_and_value",
     "orpo_loss",
     "plackett_luce_loss",
+    "population_target_margin",
     "probit",
     "rationale_dpo_loss",
     "rationale_loss",
@@ -189,6 +214,8 @@ __all__ = [
     "rationale_simpo_loss",
     "rdpo_loss",
     "relation_weights",
+    "reliability_path",
+    "reward_model_loss",
     "robust",
     "robust_loss",
     "robust_reward_model_loss",
@@ -203,6 +230,7 @@ __all__ = [
     "sppo",
     "squared",
     "strength",
+    "tally_labels",
     "value",
     "vpo_loss",
     "vpo_policy_objective",

@@ -117,6 +117,11 @@ class Objective(nn.Module, ABC, Generic[S]):
         for part in self.stateful:
             part.advance(step)
 
+    def after_update(self, pass_ended: bool = False) -> None:
+        """Let the parts take in the batches since the last update of the model; see `Stateful.after_update`."""
+        for part in self.stateful:
+            part.after_update(pass_ended)
+
     def accompany(self, comparison: Comparison, chosen: int, rejected: int) -> list[tuple[int, Companion]]:
         """Further texts of a pair that are scored with it, each with the place of the part that asks for it."""
         return []
@@ -208,6 +213,7 @@ class PairObjective(Objective[PairScores]):
                     raise OptionError(self._sorted(f"{name} do not apply; leave them out of the data"))
         losses = self.pair_loss(scores)
         if self.noise is not None or scores.probabilities is not None:
+            self._check_ways(soft=scores.probabilities is not None)
             swapped = self.pair_loss(scores.swapped())
             if scores.probabilities is not None:
                 losses, swapped = (
@@ -226,6 +232,15 @@ class PairObjective(Objective[PairScores]):
     def accompanied(self) -> bool:
         """Whether further texts are scored with each pair."""
         return any((p.part if isinstance(p, Stateful) else p).companions is not None for p in self.auxiliary)
+
+    def _check_ways(self, soft: bool) -> None:
+        """Refuse parts that have to know which response was called better, where that is not one of the two."""
+        for part, what in ((self.link, "soft labels" if soft else "a noise correction"), (self.noise, "soft labels")):
+            if getattr(part, "one_way", False) and (soft or part is self.link):
+                raise OptionError(
+                    f"objective '{self.name}': '{getattr(part, 'name', part)}' looks at pairs as they were labelled, "
+                    f"and does not go with {what}"
+                )
 
     def accompany(self, comparison: Comparison, chosen: int, rejected: int) -> list[tuple[int, Companion]]:
         """See `Objective.accompany`."""

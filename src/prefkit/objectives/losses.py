@@ -2,7 +2,7 @@
 
 They are the presets' formulas for direct use. Log-probabilities are summed over the response's tokens, in nats; the
 chosen response is the one that the (possibly wrong) label calls better. All are finite for finite input, and all raise
-`OptionError` when beta is not positive, a flip rate lies outside [0, 0.5) or shapes differ.
+`OptionError` when beta is not positive, a length is below 1, a flip rate lies outside [0, 0.5) or shapes differ.
 """
 
 from __future__ import annotations
@@ -106,6 +106,7 @@ def ipo_loss_length_averaged(
     Lengths are in tokens and at least 1.
     """
     _check(beta, policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps)
+    _check_lengths(chosen_lengths=chosen_lengths, rejected_lengths=rejected_lengths)
     chosen = rewards.average_log_ratio(policy_chosen_logps, ref_chosen_logps, chosen_lengths)
     rejected = rewards.average_log_ratio(policy_rejected_logps, ref_rejected_logps, rejected_lengths)
     return links.squared(chosen - rejected, beta=beta)
@@ -172,6 +173,7 @@ def simpo_loss(
     Source: Meng et al. 2024 (arXiv 2405.14734), eq. 6.
     """
     _check(beta, policy_chosen_logps, policy_rejected_logps)
+    _check_lengths(chosen_lengths=chosen_lengths, rejected_lengths=rejected_lengths)
     chosen = rewards.average_log_prob(policy_chosen_logps, chosen_lengths)
     rejected = rewards.average_log_prob(policy_rejected_logps, rejected_lengths)
     return links.logistic(chosen - rejected, beta=beta, gamma=gamma)
@@ -212,6 +214,7 @@ def orpo_loss(
     Source: Hong et al. 2024 (arXiv 2403.07691), eqs. 6, 7.
     """
     _check(beta, policy_chosen_logps, policy_rejected_logps)
+    _check_lengths(chosen_lengths=chosen_lengths, rejected_lengths=rejected_lengths)
     chosen = rewards.log_odds(policy_chosen_logps, chosen_lengths)
     rejected = rewards.log_odds(policy_rejected_logps, rejected_lengths)
     return links.weighted_logistic(chosen - rejected, beta=beta) - policy_chosen_logps / chosen_lengths
@@ -285,6 +288,14 @@ def jpo_loss_decomposed(
     return JointLosses(links.logistic(responses + instructions, beta=beta), responses, instructions)
 
 
+def reward_model_loss(
+    chosen_rewards: Float[Tensor, " batch"], rejected_rewards: Float[Tensor, " batch"]
+) -> Float[Tensor, " batch"]:
+    """Bradley-Terry loss of a reward model: -log sigmoid(chosen reward - rejected reward), rewards in log-odds."""
+    _check(1.0, chosen_rewards, rejected_rewards)
+    return links.logistic(chosen_rewards - rejected_rewards, beta=1.0)
+
+
 def robust_reward_model_loss(
     chosen_rewards: Float[Tensor, " batch"],
     rejected_rewards: Float[Tensor, " batch"],
@@ -315,3 +326,9 @@ def _check(beta: float, *tensors: Tensor) -> None:
     shapes = [tuple(tensor.shape) for tensor in tensors]
     if len(set(shapes)) > 1:
         raise OptionError(f"log-probabilities must be of one shape, got {', '.join(map(str, shapes))}")
+
+
+def _check_lengths(**lengths: Tensor) -> None:
+    for name, tensor in lengths.items():
+        if bool((tensor < 1).any()):
+            raise OptionError(f"{name} must be at least 1 token, got {tensor.min().item():g}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -170,13 +170,13 @@ def gradient_weights(
 
 
 def flip_preferences(
-    comparisons: Iterable[Comparison], flip_rate: float, seed: int
+    comparisons: Iterable[Comparison], flip_rate: float | Mapping[str, float], seed: int
 ) -> tuple[list[Comparison], NDArray[np.bool_]]:
     """Flip each judgement with a given probability, independently: label noise for experiments on training data.
 
     Args:
         comparisons: pairs or labelled single responses.
-        flip_rate: probability of a flip, in [0, 0.5).
+        flip_rate: probability of a flip, in [0, 0.5); or one an annotator, by name.
         seed: of the random choice; the same seed flips the same positions.
 
     Returns:
@@ -184,16 +184,32 @@ def flip_preferences(
 
     Raises:
         OptionError: the flip rate is out of range.
-        RecordError: a comparison has more than two responses, or judges steps.
+        RecordError: a comparison has more than two responses, judges steps, or has an annotator without a rate.
     """
-    check_flip_rate(flip_rate)
     records = list(comparisons)
-    mask = np.random.default_rng(seed).random(len(records)) < flip_rate
+    if isinstance(flip_rate, Mapping):
+        rates = np.array([_rate_of(record, flip_rate) for record in records])
+    else:
+        rates = np.full(len(records), flip_rate)
+    for rate in flip_rate.values() if isinstance(flip_rate, Mapping) else (flip_rate,):
+        check_flip_rate(rate)
+    mask = np.random.default_rng(seed).random(len(records)) < rates
     for index in np.flatnonzero(mask):
         flipped = replace(records[index], judgement=_flipped(records[index]))
         mask[index] = flipped.judgement != records[index].judgement
         records[index] = flipped
     return records, mask
+
+
+def _rate_of(record: Comparison, rates: Mapping[str, float]) -> float:
+    if record.annotator is None or record.annotator not in rates:
+        raise RecordError(
+            f"no flip rate is given for {record.annotator!r}; given: {', '.join(sorted(rates))}",
+            field="annotator",
+            source=record.source,
+            line=record.line,
+        )
+    return rates[record.annotator]
 
 
 def _flipped(record: Comparison) -> Judgement:

@@ -6,7 +6,7 @@ it takes, so that an option that no part takes is an error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -30,6 +30,11 @@ NEEDS = {
     "rejected_tokens": "tokens",
 }
 """Fields of the scores that are not always there, and what a run must provide to have them."""
+
+
+def needs_of(fields: Iterable[str]) -> frozenset[str]:
+    """What a run must provide for an objective that reads these fields of the scores."""
+    return frozenset(NEEDS[field] for field in fields if field in NEEDS)
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ class Part:
     @property
     def needs(self) -> frozenset[str]:
         """What a run must provide."""
-        return self.requires | {NEEDS[field] for field in self.takes if field in NEEDS}
+        return self.requires | needs_of(self.takes)
 
     def accompany(self, comparison: Comparison, chosen: int, rejected: int) -> Sequence[Companion]:
         """The further texts of a pair that are scored with it.
@@ -106,24 +111,34 @@ class Part:
         return replace(self, values=self.options.parse(values, where).model_dump())
 
 
+def _alone(tensor: Tensor) -> Tensor:
+    """The sum over all processes where there is one."""
+    return tensor
+
+
 class Stateful(nn.Module):
     """A part that holds state or weights: it is moved, trained, saved and restored with its objective.
 
-    A subclass takes the part's options in its constructor and the part's fields in `forward`.
+    A subclass takes the part's options in its constructor and the part's fields in `forward`. It learns from batches
+    only in training mode. What an update of the model is to change in it waits for `after_update`: then it does not
+    matter how the update's batch was spread over processes and accumulated steps.
 
     Attributes:
         part: what it was made from.
         total: sum of a tensor over all processes; replaced where there are several.
         figures: what it found out about the entries of the last batch, `[batch]` each, for metrics.
         row_figures: names of figures of which the last value of each row of the data is kept and reported.
+        one_way: it looks at pairs as they were labelled, so soft labels mean nothing to it, and, to a link, noise
+            corrections neither.
     """
 
     part: Part
     row_figures: tuple[str, ...] = ()
+    one_way: bool = False
 
     def __init__(self) -> None:
         super().__init__()
-        self.total: Callable[[Tensor], Tensor] = _of_one_process
+        self.total: Callable[[Tensor], Tensor] = _alone
         self.figures: dict[str, Tensor] = {}
 
     def prepare(self, annotators: Sequence[str]) -> None:
@@ -150,6 +165,13 @@ class Stateful(nn.Module):
             step: updates before it, those of a run that was resumed included.
         """
 
+    def after_update(self, pass_ended: bool) -> None:
+        """Take in the batches since the last update of the model; all processes call it after each.
+
+        Args:
+            pass_ended: the update was the last of a pass over the data.
+        """
+
     def summary(self) -> Mapping[str, Any]:
         """What it learned, as JSON can hold it, for the report of a run."""
         return {}
@@ -161,7 +183,7 @@ class Stateful(nn.Module):
 
     @property
     def takes(self) -> tuple[str, ...]:
-        """See `Part`."""
+        """See `Part`; a subclass of which an option decides what it reads says so here."""
         return self.part.takes
 
     @property
@@ -172,7 +194,7 @@ class Stateful(nn.Module):
     @property
     def needs(self) -> frozenset[str]:
         """See `Part`."""
-        return self.part.needs
+        return self.part.requires | needs_of(self.takes)
 
     def accompany(self, comparison: Comparison, chosen: int, rejected: int) -> Sequence[Companion]:
         """See `Part`."""
@@ -182,17 +204,8 @@ class Stateful(nn.Module):
         return repr(self.part)
 
 
-def _of_one_process(tensor: Tensor) -> Tensor:
-    return tensor
-
-
 AnyPart = Part | Stateful
 """A part as an objective holds it."""
-
-
-def _alone(tensor: Tensor) -> Tensor:
-    """The sum over one process."""
-    return tensor
 
 
 def catalogue(*parts: Part) -> dict[str, Part]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from prefkit.errors import OptionError, unknown
 from prefkit.objectives.auxiliary import AUXILIARY
+from prefkit.objectives.batch_adaptive import BATCH_LINKS
 from prefkit.objectives.compose import (
     DemonstrationObjective,
     LabelObjective,
@@ -23,8 +24,10 @@ from prefkit.objectives.compose import (
     Objective,
     PairObjective,
 )
+from prefkit.objectives.latent import LATENT
 from prefkit.objectives.links import LINKS
 from prefkit.objectives.listwise import RANKINGS
+from prefkit.objectives.margin_adaptive import ADAPTIVE_WEIGHTS
 from prefkit.objectives.noise import NOISE
 from prefkit.objectives.parts import AnyPart, Part
 from prefkit.objectives.regularisers import IMITATION, REGULARISERS
@@ -37,9 +40,9 @@ from prefkit.objectives.weights import WEIGHTS
 
 CATALOGUE: Mapping[str, Mapping[str, Part]] = {
     "reward": REWARDS,
-    "link": {**LINKS, **SIDES, **TRANSPORT},
-    "noise": NOISE,
-    "weights": WEIGHTS,
+    "link": {**LINKS, **SIDES, **TRANSPORT, **BATCH_LINKS},
+    "noise": {**NOISE, **LATENT},
+    "weights": {**WEIGHTS, **ADAPTIVE_WEIGHTS},
     "regularisers": REGULARISERS,
     "auxiliary": AUXILIARY,
     "ranking": RANKINGS,
@@ -117,6 +120,30 @@ PRESETS: Mapping[str, Preset] = {
         {"reward": "log_ratio", "link": "logistic", "noise": "robust"},
         {"beta": 0.1, "flip_rate": 0.1},
         "the advice of TRL's documentation for real data",
+    ),
+    "lcpo": Preset(
+        "pairs",
+        "DPO in which each label may be wrong: posteriors and reliabilities are estimated beside the policy",
+        "Cao et al. 2025, arXiv 2509.24159",
+        {"reward": "log_ratio", "link": "logistic", "noise": "latent"},
+        {"beta": 0.1, "reliability": 0.9},
+        "the paper; beta, which it does not give, as for DPO",
+    ),
+    "madpo": Preset(
+        "pairs",
+        "DPO weighed by a reward model's margins: hard pairs are amplified, easy ones dampened",
+        "Margin Adaptive DPO 2025, arXiv 2510.05342",
+        {"reward": "log_ratio", "link": "logistic", "weights": "margin_adaptive"},
+        {"beta": 0.1, "c_max": 2.0, "lam": 1.0},
+        "the authors' notebook",
+    ),
+    "beta_dpo": Preset(
+        "pairs",
+        "DPO with a temperature for each batch and a filter of its pairs",
+        "Wu et al. 2024, arXiv 2407.08639",
+        {"reward": "log_ratio", "link": "batch_logistic"},
+        {"beta": 0.1, "alpha": 0.6, "keep": 0.8, "momentum": 0.9},
+        "the notebook of the authors of MADPO",
     ),
     "ipo": Preset(
         "pairs",

@@ -38,15 +38,21 @@ class LogLinearBandit:
         return cls(norm * direction / direction.norm(), actions)
 
     def pairs(
-        self, n: int, flip_rate: float, generator: torch.Generator
+        self, n: int, flip_rate: float | Float[Tensor, " n"], generator: torch.Generator
     ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
-        """Features of chosen and rejected actions: a Bradley-Terry choice, reported wrongly at the flip rate."""
+        """Features of chosen and rejected actions: a Bradley-Terry choice, reported wrongly at the flip rate, which
+        may be one a pair."""
         first, second = torch.randn(2, n, len(self.theta), generator=generator, dtype=torch.float64)
         first_wins = torch.sigmoid((first - second) @ self.theta)
         wins = torch.rand(n, generator=generator, dtype=torch.float64) < first_wins
         flips = torch.rand(n, generator=generator, dtype=torch.float64) < flip_rate
         wins = (wins ^ flips).unsqueeze(1)
         return torch.where(wins, first, second), torch.where(wins, second, first)
+
+    def accuracy(self, theta: Float[Tensor, " d"]) -> float:
+        """Share of prompts whose first two actions these parameters order as the true reward does."""
+        margin = self.actions[:, 0] - self.actions[:, 1]
+        return float(((margin @ theta > 0) == (margin @ self.theta > 0)).double().mean())
 
     def expected_reward(self, theta: Float[Tensor, " d"]) -> float:
         """Mean true reward of the policy with these parameters."""

@@ -28,7 +28,15 @@ from prefkit.training import processes
 from prefkit.training.arrow import Rows, RowWriter
 from prefkit.training.progress import counting
 from prefkit.training.storage import logger, replacing, seal, sealed, sweep, unfinished
-from prefkit.training.targets import SCHEMA, Accompany, PairingOptions, Selection, Selector, collate_entries
+from prefkit.training.targets import (
+    LARGE_MARGIN,
+    SCHEMA,
+    Accompany,
+    PairingOptions,
+    Selection,
+    Selector,
+    collate_entries,
+)
 
 _FORMAT = "2"
 """Part of every cache key; changes with the layout of the files."""
@@ -162,6 +170,7 @@ def prepare(
     needs: frozenset[str] = frozenset(),
     pairing: PairingOptions | None = None,
     accompany: Accompany | None = None,
+    annotators: Sequence[str] = (),
     cache: Path,
     skipped: Path | None = None,
     progress: bool = False,
@@ -178,6 +187,7 @@ def prepare(
         needs: what else the objective needs.
         pairing: how comparisons become pairs.
         accompany: further texts that are scored with each pair; see `Objective.accompany`.
+        annotators: names that have an index already; those that the comparisons add come after them.
         cache: where files are kept.
         skipped: file to which comparisons that are set aside are added, one JSON object a line with `source`,
             `line`, `field` and `problem`.
@@ -187,12 +197,14 @@ def prepare(
         PrefkitError: no comparison can be used; the message gives the first reason.
     """
     pairing = pairing or PairingOptions()
-    encodings, entries, given, key, count, annotators = processes.in_first(
-        lambda: _prepare(
-            scorer, comparisons, lambda: Selector(form, needs, pairing, accompany), cache, skipped, progress
-        )
+
+    def selecting() -> Selector:
+        return Selector(form, needs, pairing, accompany, annotators)
+
+    encodings, entries, given, key, count, names = processes.in_first(
+        lambda: _prepare(scorer, comparisons, selecting, cache, skipped, progress)
     )
-    return TrainingData(Rows(encodings), Rows(entries), form, given, key, count, annotators)
+    return TrainingData(Rows(encodings), Rows(entries), form, given, key, count, names)
 
 
 def _prepare(
@@ -213,6 +225,7 @@ def _prepare(
                 "some comparisons are of responses to different prompts, and only the responses are scored; objective "
                 "jpo, or reward: joint_log_ratio, scores the prompts, too"
             )
+        _check_margins(selector)
         entries = Rows(path)
         for bad in getattr(comparisons, "skipped", ()):
             aside.add(RecordError(bad.problem, field=bad.field, source=bad.source, line=bad.line))
@@ -229,6 +242,15 @@ def _prepare(
             aside.add(RecordError(failure["problem"], field=failure["field"], source=row["source"], line=row["line"]))
         aside.check_left(len(Rows(encodings)))
     return encodings, path, given, key, aside.count, tuple(selector.annotators)
+
+
+def _check_margins(selector: Selector) -> None:
+    """Warn of a reward model that is not calibrated: its margins must be log-odds."""
+    if selector.large_margins > 0.05 * selector.margins:
+        logger.warning(
+            f"{selector.large_margins} of {selector.margins} reward margins exceed {LARGE_MARGIN:g} in absolute value; "
+            "as log-odds that is near certainty: divide the field 'rewards' by a temperature fitted on held-out labels"
+        )
 
 
 def _write_entries(

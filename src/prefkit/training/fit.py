@@ -9,7 +9,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ def fit(
     objective.to(arguments.device)
     objective.batch_mean = processes.mean
 
-    def load(source: Iterable[Comparison]) -> TrainingData:
+    def load(source: Iterable[Comparison], annotators: Sequence[str] = ()) -> TrainingData:
         data = prepare(
             scorer,
             source,
@@ -115,6 +115,7 @@ def fit(
             needs=objective.needs,
             pairing=pairing,
             accompany=objective.accompany if isinstance(objective, PairObjective) and objective.accompanied else None,
+            annotators=annotators,
             cache=folder,
             skipped=run.folder / "skipped.jsonl",
             progress=options.progress,
@@ -132,8 +133,8 @@ def fit(
 
     with explaining(folder, "free some space, or choose another cache"):
         data = load(comparisons)
-        held_out = load(evaluation) if evaluation is not None else None
-    objective.prepare(data.annotators, processes.total)
+        held_out = load(evaluation, data.annotators) if evaluation is not None else None
+    objective.prepare((held_out or data).annotators, processes.total)
     objective.to(arguments.device)
     keys = {"training": data.content} | ({"evaluation": held_out.content} if held_out is not None else {})
     processes.in_first(lambda: run.check_data(keys))

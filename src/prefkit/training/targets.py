@@ -69,6 +69,10 @@ SCHEMA = pa.schema(
 """Columns of stored entries; those that a form does not have are null."""
 
 
+LARGE_MARGIN = 20.0
+"""Log-odds that no calibrated reward model gives to more than a few pairs: one label in 500 million would be wrong."""
+
+
 class Selection(NamedTuple):
     """One comparison as an objective takes it: the responses that are looked at, and the entries that point at them."""
 
@@ -84,9 +88,12 @@ class Selector:
         needs: what else it needs; see `Objective.needs`.
         pairing: how pairs are made.
         accompany: further texts of a pair; see `Objective.accompany`.
+        annotators: names that have an index already, in the order of their indices.
 
     Attributes:
-        annotators: names of the annotators, in the order of their indices.
+        annotators: index of each annotator by name.
+        margins: how many margins of a reward model it has read.
+        large_margins: how many of them exceed `LARGE_MARGIN`.
         joint: whether there were pairs of responses to different prompts.
 
     Raises:
@@ -94,11 +101,17 @@ class Selector:
     """
 
     def __init__(
-        self, form: Form, needs: frozenset[str], pairing: PairingOptions, accompany: Accompany | None = None
+        self,
+        form: Form,
+        needs: frozenset[str],
+        pairing: PairingOptions,
+        accompany: Accompany | None = None,
+        annotators: Sequence[str] = (),
     ) -> None:
         pairing.check(form)
         self.form, self.needs, self.pairing, self.accompany = form, needs, pairing, accompany
-        self.annotators: dict[str, int] = {}
+        self.annotators = {name: index for index, name in enumerate(annotators)}
+        self.margins = self.large_margins = 0
         self.joint = False
         self._take: Callable[[Comparison], Selection] = {
             "pairs": self._pairs,
@@ -151,7 +164,10 @@ class Selector:
             entries["annotators"] = [annotator] * len(found)
         if "margins" in self.needs:
             rewards = _rewards(comparison)
-            entries["margins"] = [rewards[pair.chosen] - rewards[pair.rejected] for pair in found]
+            margins = [rewards[pair.chosen] - rewards[pair.rejected] for pair in found]
+            entries["margins"] = margins
+            self.margins += len(margins)
+            self.large_margins += sum(abs(margin) > LARGE_MARGIN for margin in margins)
         extra: list[Companion] = []
         if self.accompany is not None:
             entries["companions"] = []

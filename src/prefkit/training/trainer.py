@@ -106,13 +106,18 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is untyp
         Returns:
             Updates of the model, those before the checkpoint included.
         """
-        updates = math.ceil(len(self.batches) / self.args.gradient_accumulation_steps)
-        end = self.args.max_steps if self.args.max_steps > 0 else math.ceil(self.args.num_train_epochs * updates)
+        planned = math.ceil(self.args.num_train_epochs * self.updates)
+        end = self.args.max_steps if self.args.max_steps > 0 else planned
         if checkpoint is not None and checkpoints.step_of(checkpoint) >= end:
             self._load_from_checkpoint(str(checkpoint))
             return checkpoints.step_of(checkpoint)
         self.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
         return int(self.state.global_step)
+
+    @property
+    def updates(self) -> int:
+        """Updates of the model in a pass over the data."""
+        return math.ceil(len(self.batches) / int(self.args.gradient_accumulation_steps))
 
     def full_state(self) -> dict[str, Tensor] | None:
         """All weights, on the CPU, where each process holds a shard of them; else None. All processes call it."""
@@ -213,10 +218,12 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is untyp
         """Loss and metrics of the evaluation data."""
         model, meter, entries = self.model_wrapped, Meter(), 0
         model.eval()
+        self.objective.eval()
         with torch.no_grad():
             for batch in dataloader:
                 meter.add(self._losses(model, self._prepare_inputs(batch))[1])
                 entries += len(batch["targets"])
+        self.objective.train()  # the Trainer does the same for the model alone
         means = {f"{metric_key_prefix}_{name}": value for name, value in meter.means().items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=means, num_samples=entries)
 
@@ -363,6 +370,8 @@ class _Course(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         self._trainer.objective.advance(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # Before a checkpoint is written, so that the state of the objective in it is that of the step.
+        self._trainer.objective.after_update(pass_ended=state.global_step % self._trainer.updates == 0)
         control.should_log |= state.global_step >= state.max_steps
         # The Trainer knows of the model's gradients only.
         self._trainer.objective.zero_grad()
