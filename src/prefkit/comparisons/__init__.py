@@ -2,6 +2,13 @@
 
 from prefkit.comparisons.canonical import from_dict, rows_for, to_dict, write_comparisons
 from prefkit.comparisons.companions import Companion
+from prefkit.comparisons.curriculum import (
+    Candidate,
+    Curriculum,
+    build_curriculum,
+    curriculum_pairs,
+    curriculum_stages,
+)
 from prefkit.comparisons.formats import FORMATS
 from prefkit.comparisons.health import Health, check_comparisons
 from prefkit.comparisons.pairing import Pair, adjacent, all_pairs, best_worst, labels, pairs, ranks
@@ -20,14 +27,17 @@ from prefkit.comparisons.record import (
     ranks_from_order,
 )
 from prefkit.comparisons.split import split_comparisons
+from prefkit.comparisons.trees import TreeNode, WithSteps, list_from_tree, pair_of, split_steps, to_pairs
 from prefkit.errors import RecordError
 
 __all__ = [
     "FORMATS",
     "BadRow",
+    "Candidate",
     "Companion",
     "Comparison",
     "Comparisons",
+    "Curriculum",
     "Health",
     "Judgement",
     "Label",
@@ -40,19 +50,28 @@ __all__ = [
     "Skipped",
     "StepLabels",
     "Text",
+    "TreeNode",
     "Winner",
+    "WithSteps",
     "adjacent",
     "all_pairs",
     "best_worst",
+    "build_curriculum",
     "check_comparisons",
+    "curriculum_pairs",
+    "curriculum_stages",
     "from_dict",
     "labels",
+    "list_from_tree",
     "load_comparisons",
+    "pair_of",
     "pairs",
     "ranks",
     "ranks_from_order",
     "rows_for",
     "split_comparisons",
+    "split_steps",
     "to_dict",
+    "to_pairs",
     "write_comparisons",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -42,7 +42,7 @@ def multiplies_bf16(device: torch.device) -> bool:
     return device.type != "cpu" or supported is None or bool(supported())
 
 
-_PROVIDED = frozenset({"tokens", "states"})
+_PROVIDED = frozenset({"tokens", "states", "steps"})
 """What the scores can hold of what objectives need, see `prefkit.objectives.SCORED`."""
 
 
@@ -85,6 +85,7 @@ class LanguageScorer(nn.Module):
         self._trunks = {id(model): _Trunk(_causal_lm(model), shared) for model in (policy, *self._reference)}
         self._untrained = _versions(policy)
         self._key: tuple[tuple[int, ...], str] | None = None
+        self._snapshot: dict[str, Tensor] | None = None
         self._told = False
         self._wanted: frozenset[str] = frozenset()
 
@@ -97,17 +98,19 @@ class LanguageScorer(nn.Module):
         missing = needs - _PROVIDED
         if missing:
             raise OptionError(f"scores of language models have no {', '.join(sorted(missing))}")
+        if "steps" in needs and not self.tokenizer.is_fast:
+            raise OptionError(f"{type(self.tokenizer).__name__} does not say where tokens stand: steps need a fast one")
         self._wanted = needs
 
     # -- encoding ---------------------------------------------------------------------------------------------------
 
     def encode(self, comparison: Comparison) -> Encoded:
         """Tokens of one comparison; see `Encoder.encode`."""
-        return self.encoder.encode(comparison)
+        return self.encoder.encode(comparison, steps="steps" in self._wanted)
 
     def encoding_key(self) -> str:
         """A digest of everything that decides the tokens."""
-        return self.encoder.key()
+        return self.encoder.key() + (" steps" if "steps" in self._wanted else "")
 
     def collate(self, encoded: Sequence[Encoded]) -> dict[str, Tensor]:
         """Pack encoded comparisons into one row; see `packing.pack`."""
@@ -120,7 +123,10 @@ class LanguageScorer(nn.Module):
             # Neighbours with one prompt share it.
             for prompt, same in groupby(zip(prompts, responses, strict=True), key=itemgetter(0)):
                 groups.append((prompt, [response for _, response in same]))
-        return pack(groups, whole="states" in self._wanted)
+        packed = pack(groups, whole="states" in self._wanted)
+        if "steps" in self._wanted:
+            packed["steps"] = torch.tensor([step for item in encoded for own in item["step_ids"] for step in own])
+        return packed
 
     # -- scores -----------------------------------------------------------------------------------------------------
 
@@ -135,6 +141,9 @@ class LanguageScorer(nn.Module):
         Raises:
             PrefkitError: the reference is the policy itself and the policy has been trained.
         """
+        if self._snapshot is not None:
+            with self._as_it_was():
+                return self._score(self.policy, inputs)
         if self._reference:
             return self._score(self._reference[0], inputs)
         if isinstance(self.policy, PeftModel):
@@ -144,18 +153,56 @@ class LanguageScorer(nn.Module):
             raise PrefkitError("the policy has been trained since it was loaded; give a reference model")
         return self._score(self.policy, inputs)
 
+    def refresh_reference(self, *, keep: bool = False) -> None:
+        """Make the policy, as it is now, the frozen reference; see `Scorer.refresh_reference`.
+
+        Kept are copies of the weights that are trained, of an adapter those of the adapter: they change places with
+        the policy's own for as long as the reference scores.
+        """
+        if keep and (self._snapshot is not None or self._reference or isinstance(self.policy, PeftModel)):
+            return
+        for model in self._reference:
+            del self._trunks[id(model)]
+        self._reference, self._key = (), None
+        self._snapshot = {
+            name: weight.detach().clone() for name, weight in self.policy.named_parameters() if weight.requires_grad
+        }
+
+    @contextlib.contextmanager
+    def _as_it_was(self) -> Iterator[None]:
+        """The policy with the weights that it had when it became the reference."""
+        kept = self._snapshot or {}
+        trained = {name: weight for name, weight in self.policy.named_parameters() if name in kept}
+        now = {name: weight.data for name, weight in trained.items()}
+        try:
+            for name, weight in trained.items():
+                weight.data = kept[name].to(weight.device)
+            yield
+        finally:
+            for name, weight in trained.items():
+                weight.data = now[name]
+
     def reference_key(self) -> str:
         """A digest of the reference's weights and precision."""
+        if self._snapshot is not None:
+            if self._key is None:
+                with self._as_it_was():
+                    self._key = ((), self._digest(self.policy.named_parameters()))
+            return self._key[1]
         model = self._reference[0] if self._reference else self.policy
         written = _versions(model)
         if self._key is None or self._key[0] != written:
             # All weights are read: seconds for a large model, and a run asks for each of its data sets.
-            digest = hashlib.sha256(self._computed_in().encode())
-            for name, tensor in _frozen_weights(model):
-                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-            self._key = (written, digest.hexdigest())
+            self._key = (written, self._digest(_frozen_weights(model)))
         return self._key[1]
+
+    def _digest(self, weights: Iterable[tuple[str, Tensor]]) -> str:
+        """A digest of weights and precision."""
+        digest = hashlib.sha256(self._computed_in().encode())
+        for name, tensor in weights:
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def _score(self, model: nn.Module, inputs: Inputs) -> ResponseScores:
         trunk = self._trunks[id(model)]
@@ -164,7 +211,9 @@ class LanguageScorer(nn.Module):
         lengths = inputs["response_lengths"]
         owner = torch.repeat_interleave(torch.arange(len(lengths), device=logps.device), lengths)
         totals = torch.zeros(len(lengths), device=logps.device).index_add(0, owner, logps)
-        return ResponseScores(totals, lengths, tokens=TokenScores(logps, owner, states=states))
+        return ResponseScores(
+            totals, lengths, tokens=TokenScores(logps, owner, states=states, steps=inputs.get("steps"))
+        )
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self._computed_in() == "fp32":

@@ -49,9 +49,11 @@ class Objective(nn.Module, ABC, Generic[S]):
         self.name = name
         self.parts = {role: part for role, part in parts.items() if part is not None and part != ()}
         self.batch_mean: Callable[[Tensor], Tensor] = torch.mean
-        flat = [part for value in self.parts.values() for part in (value if isinstance(value, tuple) else (value,))]
-        self.needs: frozenset[str] = frozenset().union(*(part.needs for part in flat))
-        self.stateful = nn.ModuleList([part for part in flat if isinstance(part, Stateful)])
+        self._flat: list[AnyPart] = [
+            part for value in self.parts.values() for part in (value if isinstance(value, tuple) else (value,))
+        ]
+        self.needs: frozenset[str] = frozenset().union(*(part.needs for part in self._flat))
+        self.stateful = nn.ModuleList([part for part in self._flat if isinstance(part, Stateful)])
 
     if TYPE_CHECKING:
 
@@ -94,6 +96,15 @@ class Objective(nn.Module, ABC, Generic[S]):
         for part in self._states():
             part.total = total or part.total
             part.prepare(annotators)
+
+    def refuse(self, comparison: Comparison) -> None:
+        """Refuse a comparison that a part cannot use.
+
+        Raises:
+            RecordError: it lacks what the part needs; names the field.
+        """
+        for part in self._flat:
+            part.refuse(comparison)
 
     def accompany(self, comparison: Comparison, chosen: int, rejected: int) -> list[tuple[int, Companion]]:
         """Further texts of a pair that are scored with it, each with the place of the part that asks for it."""

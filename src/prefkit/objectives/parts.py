@@ -44,19 +44,22 @@ class Part:
         values: the values of the options.
         requires: what a run must provide besides what the fields imply; see `Objective.needs`.
         companions: makes further texts of a pair that are scored with it; takes the part's options by keyword.
+        check: raises a `RecordError` for a comparison that the part cannot use; takes the part's options by keyword.
     """
 
     name: str
-    function: Callable[..., Tensor]
+    function: Callable[..., Any]
     takes: tuple[str, ...] = ()
     options: type[Options] = Options
     values: Mapping[str, Any] = field(default_factory=dict)
     requires: frozenset[str] = frozenset()
     companions: Callable[..., Sequence[Companion]] | None = None
+    check: Callable[..., None] | None = None
 
     def __call__(self, *tensors: Any) -> Tensor:
         """Apply the function."""
-        return self.function(*tensors, **self.values)
+        result: Tensor = self.function(*tensors, **self.values)
+        return result
 
     def __repr__(self) -> str:
         values = ", ".join(f"{name}={value!r}" for name, value in self.values.items())
@@ -79,6 +82,15 @@ class Part:
             RecordError: the comparison lacks what they are made of.
         """
         return () if self.companions is None else self.companions(comparison, chosen, rejected, **self.values)
+
+    def refuse(self, comparison: Comparison) -> None:
+        """Refuse a comparison that the part cannot use.
+
+        Raises:
+            RecordError: it lacks what the part needs; names the field.
+        """
+        if self.check is not None:
+            self.check(comparison, **self.values)
 
     def made(self) -> Part | Stateful:
         """The part as an objective holds it: itself, or a module where its function is one."""
@@ -155,6 +167,10 @@ class Stateful(nn.Module):
     def accompany(self, comparison: Comparison, chosen: int, rejected: int) -> Sequence[Companion]:
         """See `Part`."""
         return self.part.accompany(comparison, chosen, rejected)
+
+    def refuse(self, comparison: Comparison) -> None:
+        """See `Part`."""
+        self.part.refuse(comparison)
 
     def __repr__(self) -> str:
         return repr(self.part)

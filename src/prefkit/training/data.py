@@ -28,7 +28,7 @@ from prefkit.training import processes
 from prefkit.training.arrow import Rows, RowWriter
 from prefkit.training.progress import counting
 from prefkit.training.storage import logger, replacing, seal, sealed, sweep, unfinished
-from prefkit.training.targets import SCHEMA, Accompany, PairingOptions, Selection, Selector, collate_entries
+from prefkit.training.targets import SCHEMA, Accompany, PairingOptions, Refuse, Selection, Selector, collate_entries
 
 _FORMAT = "2"
 """Part of every cache key; changes with the layout of the files."""
@@ -162,6 +162,7 @@ def prepare(
     needs: frozenset[str] = frozenset(),
     pairing: PairingOptions | None = None,
     accompany: Accompany | None = None,
+    refuse: Refuse | None = None,
     cache: Path,
     skipped: Path | None = None,
     progress: bool = False,
@@ -178,6 +179,7 @@ def prepare(
         needs: what else the objective needs.
         pairing: how comparisons become pairs.
         accompany: further texts that are scored with each pair; see `Objective.accompany`.
+        refuse: raises an error for what the objective cannot use; see `Objective.refuse`.
         cache: where files are kept.
         skipped: file to which comparisons that are set aside are added, one JSON object a line with `source`,
             `line`, `field` and `problem`.
@@ -189,7 +191,7 @@ def prepare(
     pairing = pairing or PairingOptions()
     encodings, entries, given, key, count, annotators = processes.in_first(
         lambda: _prepare(
-            scorer, comparisons, lambda: Selector(form, needs, pairing, accompany), cache, skipped, progress
+            scorer, comparisons, lambda: Selector(form, needs, pairing, accompany, refuse), cache, skipped, progress
         )
     )
     return TrainingData(Rows(encodings), Rows(entries), form, given, key, count, annotators)

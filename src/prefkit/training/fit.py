@@ -114,6 +114,7 @@ def fit(
             needs=objective.needs,
             pairing=pairing,
             accompany=objective.accompany if isinstance(objective, PairObjective) and objective.auxiliary else None,
+            refuse=objective.refuse,
             cache=folder,
             skipped=run.folder / "skipped.jsonl",
             progress=options.progress,

@@ -46,6 +46,9 @@ class PairingOptions(Options):
 Accompany: TypeAlias = Callable[[Comparison, int, int], Sequence[tuple[int, Companion]]]
 """Makes the companions of a pair, each with the place of the objective's part that asks for it."""
 
+Refuse: TypeAlias = Callable[[Comparison], None]
+"""Raises a `RecordError` for a comparison that the objective cannot use."""
+
 Entries: TypeAlias = dict[str, Any]
 """The entries of one comparison as a row of `SCHEMA`: one item a pair, list, label or demonstration."""
 
@@ -84,6 +87,7 @@ class Selector:
         needs: what else it needs; see `Objective.needs`.
         pairing: how pairs are made.
         accompany: further texts of a pair; see `Objective.accompany`.
+        refuse: raises an error for what the objective cannot use; see `Objective.refuse`.
 
     Attributes:
         annotators: names of the annotators, in the order of their indices.
@@ -93,10 +97,16 @@ class Selector:
     """
 
     def __init__(
-        self, form: Form, needs: frozenset[str], pairing: PairingOptions, accompany: Accompany | None = None
+        self,
+        form: Form,
+        needs: frozenset[str],
+        pairing: PairingOptions,
+        accompany: Accompany | None = None,
+        refuse: Refuse | None = None,
     ) -> None:
         pairing.check(form)
         self.form, self.needs, self.pairing, self.accompany = form, needs, pairing, accompany
+        self.refuse = refuse
         self.annotators: dict[str, int] = {}
         self._take: Callable[[Comparison], Selection] = {
             "pairs": self._pairs,
@@ -113,6 +123,8 @@ class Selector:
     def _select(self, comparison: Comparison) -> Selection | RecordError:
         try:
             selection = self._take(comparison)
+            if self.refuse is not None:
+                self.refuse(comparison)
         except RecordError as error:
             return RecordError(error.problem, field=error.field, source=comparison.source, line=comparison.line)
         entries = selection.entries
