@@ -183,3 +183,33 @@ def test_unpaired_data_and_a_pairwise_objective(
 def test_help_shows_examples() -> None:
     for command in ("train", "score", "evaluate"):
         assert f"prefkit {command}" in prefkit(command, "--help").output
+
+
+def test_train_in_stages(tmp_path: Path) -> None:
+    path = tmp_path / "rated.jsonl"
+    row = {"responses": ["the house", "a house house", "no", "the house is"]}
+    rows = [
+        {"prompt": f"Translate {word}:", **row, "judgement": {"ratings": [9, 4, 1, 7]}}
+        for word in ("eins", "zwei", "drei")
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in rows))
+    arguments = ["train", "--data", path, "--output", tmp_path / "run"]
+    stages = settings("curriculum.stages=2", "training.learning_rate=1e-3", "model.lora.rank=2", "report.samples=1")
+    shown = prefkit(*arguments, *stages)
+    assert shown.exit_code == 0, shown.output
+    run = tmp_path / "run"
+    assert {"stage-1", "stage-2", "model", "metrics.jsonl", "report.html"} <= {each.name for each in run.iterdir()}
+    assert yaml.safe_load((run / "config.yaml").read_text())["curriculum"]["reference"] == "previous"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert {line["stage"] for line in lines} == {1, 2}
+    assert "trained on 6 comparisons" in shown.output
+
+
+def test_steps_are_split_on_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "solutions.jsonl"
+    row = {"responses": ["Step 1: 6 Step 2: 7", "Step 1: 5 Step 2: 6"], "judgement": {"ratings": [100, -80]}}
+    path.write_text("".join(json.dumps({"prompt": f"2*3+{n}?\n", **row}) + "\n" for n in range(4)))
+    arguments = ["train", "--data", path, "--objective", "tpo", "--output", tmp_path / "run"]
+    shown = prefkit(*arguments, *settings(r"data.steps='Step \d+:'", "training.learning_rate=1e-3", "report.samples=0"))
+    assert shown.exit_code == 0, shown.output
+    assert "trained on 4 comparisons" in shown.output

@@ -317,6 +317,7 @@ def test_every_format_is_tested() -> None:
         "columns", "openrlhf", "trl_unpaired", "trl_stepwise", "prm800k", "math_shepherd", "pku_saferlhf", "pandalm",
         "helpsteer", "prism_utterances", "openassistant", "fastchat_pairs", "fastchat_grades", "arena_hard", "pickapic",
         "hpd", "redial", "interactions", "trajectory_arrays", "trajectory_index", "trajectory_pool", "imitation",
+        "tpo", "curriculum",
     }  # fmt: skip
     assert {*TWO_SIDED, *CHOSEN} | elsewhere == set(FORMATS)
 
@@ -809,6 +810,49 @@ def test_math_shepherd(kept: str) -> None:
     assert comparison.judgement == StepLabels((1.0, -1.0))
     assert comparison.steps == (("Step 1: 2*3=6\n", "Step 2: 2+6=9"),)
     assert "no 'Step 1:'" in problems({**row, "input": "2+2*3? 6 ки", "label": "2+2*3? 6 +"})[0]
+
+
+def test_rated_solutions_keep_their_steps() -> None:
+    row = {
+        "prompt": "2+2*3?",
+        "response_list": [
+            {"response": ["Step 1: 6", "Step 2: 8"], "score": 100},
+            {"response": ["Step 1: 4"], "score": "-60"},
+            {"response": ["Step 1: 5"], "score": None},
+        ],
+        "answer": "8",
+    }
+    comparisons = load_comparisons([row])
+    (comparison,) = comparisons
+    assert comparisons.format == "tpo"
+    assert comparison.prompts == ("2+2*3?\n",)
+    assert comparison.responses == ("Step 1: 6\nStep 2: 8", "Step 1: 4")
+    assert comparison.steps == (("Step 1: 6\n", "Step 2: 8"), ("Step 1: 4",))
+    assert comparison.judgement == Ratings((100.0, -60.0))
+    assert comparison.extra == {"answer": "8"}
+    assert problems(row) == ["1:response_list[2].score: is null"]
+    assert "has no steps" in problems({**row, "response_list": [{"response": [], "score": 1}]})[0]
+
+
+def stage(good: str, bad: str, *roles: str) -> dict[str, Any]:
+    return {
+        "conversation": [
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "chosen_content": good, "rejected_content": bad},
+            *({"role": role, "content": "more"} for role in roles),
+        ]
+    }
+
+
+def test_published_curricula_say_how_hard_their_pairs_are() -> None:
+    row = {"easy": stage(GOOD, BAD), "medium": stage(GOOD, BAD, "user"), "hard": stage(GOOD, "So, so.")}
+    comparisons = load_comparisons([row])
+    found = list(comparisons)
+    assert comparisons.format == "curriculum"
+    assert [one.extra["difficulty"] for one in found] == ["easy", "hard"]
+    assert [said(one.responses[pairs(one)[0].chosen]) for one in found] == [GOOD, GOOD]
+    assert found[1].prompts == ((message("user", "Hi"),),)
+    assert problems(row) == ["1:medium.conversation: must be one turn of the user and one of the assistant"]
 
 
 # --- benchmarks, battles, verdicts

@@ -148,3 +148,54 @@ def test_the_key_follows_everything_that_decides_the_tokens() -> None:
     }
     assert len(keys) == 5
     assert Encoder(words(), 16).key() in keys
+
+
+def steps_of(encoder: Encoder, prompt: str, *responses: tuple[str, ...] | None, text: str = "c") -> list[list[int]]:
+    """The steps of the tokens of responses; one without steps is `text`."""
+    record = Comparison(
+        (prompt,), tuple("".join(own) if own else text for own in responses), Winner(0), steps=tuple(responses)
+    )
+    steps: list[list[int]] = encoder.encode(record, steps=True)["step_ids"]
+    return steps
+
+
+@pytest.mark.parametrize("begin", [False, True])
+def test_a_token_belongs_to_the_step_in_which_its_text_begins(begin: bool) -> None:
+    # The token "ab" begins in the first step and ends in the second; the end token ends the last step.
+    steps = steps_of(Encoder(letters(begin), None), "q ", (" a", "bc", "d"), ("xy",), None)
+    assert steps == [[0, 0, 1, 2, 2], [0, 0], [-1, -1]]
+
+
+def test_steps_of_a_response_that_merges_with_the_prompt() -> None:
+    encoder = Encoder(letters(), None)
+    assert steps_of(encoder, "a", ("b", "c"), ("c", "ab")) == [[0, 1, 1], [0, 1, 1]]
+    assert encoder.merged_boundaries == 1
+
+
+def test_empty_steps_have_no_tokens() -> None:
+    assert steps_of(Encoder(letters(), None), "q", ("c", "", "d"), ("c", "d")) == [[0, 2, 2], [0, 1, 1]]
+
+
+def test_a_turn_ends_with_its_last_step() -> None:
+    encoder = Encoder(
+        letters(), None, EncodingOptions(chat_template=TEMPLATE.replace("{{ m.content }}", "?{{ m.content | trim }}"))
+    )
+    answer = ({"role": "assistant", "content": " c d"},)
+    record = Comparison.pair(({"role": "user", "content": "q"},), answer, "c", steps=((" c ", "d"), None))
+    first, second = encoder.encode(record, steps=True)["step_ids"]
+    # The template puts a sign before the text, and strips the spaces around it.
+    assert first[:5] == [-1, 0, 0, 1, 1]
+    assert set(first[3:]) == {1}
+    assert set(second) == {-1}
+
+
+def test_steps_are_cut_with_their_response() -> None:
+    encoder = Encoder(letters(), None, EncodingOptions(max_length=4, too_long="truncate_response"))
+    assert steps_of(encoder, "q", ("c", "d", "ef"), ("d", "c")) == [[0, 1, 2], [0, 1, 1]]
+
+
+def test_steps_that_are_not_the_response_are_refused() -> None:
+    record = Comparison.pair("q", "cd", "c", steps=(("c", "x"), None))
+    with pytest.raises(RecordError, match="the steps of response 0, one after the other, are not the response"):
+        Encoder(letters(), None).encode(record, steps=True)
+    assert "step_ids" not in Encoder(letters(), None).encode(record)

@@ -339,3 +339,90 @@ def test_neighbours_with_one_prompt_share_it() -> None:
     scorer = LanguageScorer(build("llama"), words())
     comparison = Comparison(("w5 w6", "w5 w6", "w7"), ("w10 w11", "w12", "w13"), Winner(0))
     assert scorer.collate([scorer.encode(comparison)])["group_sizes"].tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("style", ["llama", "gemma2"])
+def test_steps_stand_beside_their_tokens(style: str) -> None:
+    scorer = LanguageScorer(build(style), words())
+    plain = scorer.encoding_key()
+    scorer.provide(frozenset({"tokens", "states", "steps"}))
+    assert scorer.encoding_key() != plain
+    records = [
+        Comparison.pair("w4 w5", "w6 w7 w8", "w9", steps=(("w6 ", "w7 w8"), ("w9",))),
+        Comparison.pair("w5", "w6 w7", "w8 w9", steps=(("w6 w7",), ("w8 ", "w9"))),
+    ]
+    tokens = scorer(scorer.collate([scorer.encode(record) for record in records])).tokens
+    assert tokens is not None
+    assert tokens.steps is not None
+    assert tokens.steps.tolist() == [0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 1, 1]
+    assert tokens.response.tolist() == [0] * 4 + [1] * 2 + [2] * 3 + [3] * 3
+    assert tokens.states is not None
+    assert len(tokens.states) == 12
+
+
+def test_a_slow_tokenizer_cannot_give_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = LanguageScorer(build("llama"), words())
+    monkeypatch.setattr(type(scorer.tokenizer), "is_fast", False)
+    with pytest.raises(OptionError, match="does not say where tokens stand: steps need a fast one"):
+        scorer.provide(frozenset({"tokens", "steps"}))
+
+
+def trained(scorer: LanguageScorer) -> None:
+    """Move every weight that is trained, in place, as an optimiser does."""
+    with torch.no_grad():
+        for weight in scorer.policy.parameters():
+            if weight.requires_grad:
+                weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(3))
+
+
+def adapted() -> Any:
+    return get_peft_model(
+        build("llama"), LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    )
+
+
+@pytest.mark.parametrize("made", [lambda: build("llama"), adapted], ids=["full", "lora"])
+def test_the_policy_becomes_its_reference(made: Any) -> None:
+    scorer = LanguageScorer(made(), words())
+    inputs = pack(some_groups())
+    key = scorer.reference_key()
+    trained(scorer)
+    scorer.refresh_reference()
+    then = scorer(inputs).policy_logps.detach()
+    refreshed = scorer.reference_key()
+    trained(scorer)
+    torch.testing.assert_close(scorer.reference(inputs).policy_logps, then)
+    assert scorer.reference_key() == refreshed != key
+    # The policy itself is what it was, and goes on learning.
+    now = scorer(inputs).policy_logps
+    assert not torch.allclose(now, then)
+    now.sum().backward()
+    assert any(weight.grad is not None for weight in scorer.policy.parameters())
+    scorer.refresh_reference()
+    torch.testing.assert_close(scorer.reference(inputs).policy_logps, now.detach())
+
+
+def test_a_given_reference_is_replaced_by_the_policy() -> None:
+    scorer = LanguageScorer(build("llama"), words(), build("gpt2"))
+    scorer.refresh_reference()
+    inputs = pack(some_groups())
+    torch.testing.assert_close(scorer.reference(inputs).policy_logps, scorer(inputs).policy_logps.detach())
+
+
+def test_a_kept_reference_outlives_training() -> None:
+    scorer = LanguageScorer(build("llama"), words())
+    inputs = pack(some_groups())
+    first = scorer.reference(inputs).policy_logps
+    scorer.refresh_reference(keep=True)
+    trained(scorer)
+    scorer.refresh_reference(keep=True)
+    torch.testing.assert_close(scorer.reference(inputs).policy_logps, first)
+    given = LanguageScorer(build("llama"), words(), build("gpt2"))
+    expected = given.reference(inputs).policy_logps
+    given.refresh_reference(keep=True)
+    torch.testing.assert_close(given.reference(inputs).policy_logps, expected)
+    below = LanguageScorer(adapted(), words())
+    expected = below.reference(inputs).policy_logps
+    below.refresh_reference(keep=True)
+    trained(below)
+    torch.testing.assert_close(below.reference(inputs).policy_logps, expected)

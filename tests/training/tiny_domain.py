@@ -100,6 +100,10 @@ class LetterScorer(nn.Module):
     def encoding_key(self) -> str:
         return f"letters {self.longest}"
 
+    def refresh_reference(self, *, keep: bool = False) -> None:
+        if not keep:
+            self._frozen = (copy.deepcopy(self.layers), copy.deepcopy(self.embed))
+
     def reference_key(self) -> str:
         digest = hashlib.sha256(self.precision.encode())
         for module in self._frozen:

@@ -2,6 +2,7 @@
 
 from prefkit.comparisons.canonical import from_dict, rows_for, to_dict, write_comparisons
 from prefkit.comparisons.companions import Companion
+from prefkit.comparisons.curriculum import Candidate, Curriculum, build_curriculum, curriculum_pairs, curriculum_stages
 from prefkit.comparisons.formats import FORMATS
 from prefkit.comparisons.health import Health, check_comparisons
 from prefkit.comparisons.judging import consistent_feedback
@@ -22,14 +23,17 @@ from prefkit.comparisons.record import (
     ranks_from_order,
 )
 from prefkit.comparisons.split import split_comparisons
+from prefkit.comparisons.trees import TreeNode, WithSteps, list_from_tree, pair_of, split_steps, to_pairs
 from prefkit.errors import RecordError
 
 __all__ = [
     "FORMATS",
     "BadRow",
+    "Candidate",
     "Companion",
     "Comparison",
     "Comparisons",
+    "Curriculum",
     "Health",
     "Judgement",
     "Label",
@@ -42,16 +46,23 @@ __all__ = [
     "Skipped",
     "StepLabels",
     "Text",
+    "TreeNode",
     "Winner",
+    "WithSteps",
     "adjacent",
     "all_pairs",
     "best_worst",
+    "build_curriculum",
     "check_comparisons",
     "consistent_feedback",
+    "curriculum_pairs",
+    "curriculum_stages",
     "from_dict",
     "generate_rationales",
     "labels",
+    "list_from_tree",
     "load_comparisons",
+    "pair_of",
     "pairs",
     "ranks",
     "ranks_from_order",
@@ -59,6 +70,8 @@ __all__ = [
     "rationale_prompt",
     "rows_for",
     "split_comparisons",
+    "split_steps",
     "to_dict",
+    "to_pairs",
     "write_comparisons",
 ]

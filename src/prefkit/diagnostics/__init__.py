@@ -10,6 +10,7 @@ from prefkit.diagnostics.accuracy import (
     win_rate,
     wins,
 )
+from prefkit.diagnostics.correlation import CalibrationFigures, Correlations, correlations, evaluate_calibration
 from prefkit.diagnostics.evaluate import Evaluation, before_after, evaluate
 from prefkit.diagnostics.intervals import (
     Interval,
@@ -22,12 +23,16 @@ from prefkit.diagnostics.run_report import run_report
 
 __all__ = [
     "LABELS",
+    "CalibrationFigures",
+    "Correlations",
     "Evaluation",
     "Interval",
     "before_after",
     "bootstrap_difference",
     "bootstrap_interval",
+    "correlations",
     "evaluate",
+    "evaluate_calibration",
     "implicit_rewards",
     "kl_estimate",
     "mean_interval",

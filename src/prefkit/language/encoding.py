@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
@@ -125,15 +127,21 @@ class Encoder:
         self._begin = self._begin_tokens()
         self._anchor = self._ids(_ANCHOR)
 
-    def encode(self, comparison: Comparison) -> dict[str, Any]:
+    def encode(self, comparison: Comparison, *, steps: bool = False) -> dict[str, Any]:
         """Tokens of one comparison.
+
+        Args:
+            comparison: what to encode.
+            steps: also say which step of its response each token belongs to.
 
         Returns:
             `prompt_ids`, one list of tokens a prompt (one, or one a response), and `response_ids`, one list a response:
-            the tokens that are scored.
+            the tokens that are scored; with `steps` also `step_ids`, one list a response: a token belongs to the step
+            in which its text begins, spaces aside; what ends a response (the end token, the end of a chat turn) to the
+            last step; what a template puts before the first step, or a response without steps, to none (-1).
 
         Raises:
-            RecordError: a side has no tokens or is longer than the context.
+            RecordError: a side has no tokens or is longer than the context, or steps do not make up their response.
             OptionError: messages were given and there is no chat template.
         """
         texts = [
@@ -151,11 +159,17 @@ class Encoder:
         for index, tokens in enumerate(responses):
             if not tokens:
                 raise RecordError(f"response {index} encodes to no tokens", field="responses")
+        step_ids = [
+            self._steps(comparison, place, texts[place], responses[place]) for place in range(len(texts) * steps)
+        ]
         prompts = self._fit(prompts if comparison.joint else prompts[:1], responses)
+        step_ids = [own[: len(tokens)] for own, tokens in zip(step_ids, responses, strict=False)]
         if self.joint and comparison.joint:
             responses = [prompt[1:] + response for prompt, response in zip(prompts, responses, strict=True)]
+            step_ids = [[-1] * (len(prompt) - 1) + own for prompt, own in zip(prompts, step_ids, strict=False)]
             prompts = [prompt[:1] for prompt in prompts]
-        return {"prompt_ids": prompts, "response_ids": responses}
+        encoded = {"prompt_ids": prompts, "response_ids": responses}
+        return encoded | {"step_ids": step_ids} if steps else encoded
 
     def key(self) -> str:
         """A digest of everything that decides the tokens."""
@@ -235,6 +249,41 @@ class Encoder:
             tokens = [*tokens, end]
         return tokens
 
+    def _steps(self, comparison: Comparison, place: int, texts: tuple[str, str, bool], tokens: list[int]) -> list[int]:
+        """The step of each token of a response."""
+        steps = comparison.steps[place] if comparison.steps is not None else None
+        if steps is None:
+            return [-1] * len(tokens)
+        prompt, response, _ = texts
+        text = "".join(steps)
+        begin = found = response.find(text) if text.strip() else -1
+        if found < 0 and text.strip():
+            # A template may strip what it is given.
+            found = response.find(text.strip())
+            begin = found - (len(text) - len(text.lstrip()))
+        if found < 0:
+            raise RecordError(
+                f"the steps of response {place}, one after the other, are not the response", field="steps"
+            )
+        ends = [begin + end for end in accumulate(map(len, steps))]
+        return [
+            -1 if start < found else min(bisect_right(ends, start), len(steps) - 1)
+            for start in self._starts(prompt, response, tokens)
+        ]
+
+    def _starts(self, prompt: str, response: str, tokens: list[int]) -> list[int]:
+        """Where in the response the text of each of its tokens begins."""
+        for text in (prompt + response, _ANCHOR + response, response):
+            found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            ids, offsets = found["input_ids"], found["offset_mapping"]
+            # All tokens are of the text, or all but the end token.
+            for count in (len(tokens), len(tokens) - 1):
+                if count > 0 and ids[-count:] == tokens[:count]:
+                    outside = len(text) - len(response)
+                    starts = [_first_sign(text, begin, end) - outside for begin, end in offsets[-count:]]
+                    return starts if count == len(tokens) else [*starts, len(response)]
+        raise RecordError("the tokens of a response cannot be found in its text", field="responses")
+
     def _fit(self, prompts: list[list[int]], responses: list[list[int]]) -> list[list[int]]:
         """The prompts, cut where the options say so; responses are cut in place."""
         bound = self.max_length
@@ -286,6 +335,15 @@ class Encoder:
             if special[start : start + len(plain)] == plain:
                 return list(special[:start])
         return []
+
+
+def _first_sign(text: str, begin: int, end: int) -> int:
+    """Where the first character of a stretch of text is that is no space.
+
+    Some tokenizers count the space before a word to the token's place, others do not.
+    """
+    own = text[begin:end]
+    return begin + len(own) - len(own.lstrip()) if own.strip() else begin
 
 
 def _messages(text: Text, role: str = "user") -> list[Message]:

@@ -96,6 +96,9 @@ class RewardScorer(PackedScorer):
         """
         raise OptionError(_NO_REFERENCE)
 
+    def refresh_reference(self, *, keep: bool = False) -> None:
+        """A reward model has none, and stages of a curriculum need none: nothing to do."""
+
     def reference_key(self) -> str:
         """A reward model has none.
 

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import inspect
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -108,11 +108,11 @@ class PackedScorer(nn.Module):
 
     def encode(self, comparison: Comparison) -> Encoded:
         """Tokens of one comparison; see `Encoder.encode`."""
-        return self.encoder.encode(comparison)
+        return self.encoder.encode(comparison, steps="steps" in self._wanted)
 
     def encoding_key(self) -> str:
         """A digest of everything that decides the tokens."""
-        return self.encoder.key()
+        return self.encoder.key() + (" steps" if "steps" in self._wanted else "")
 
     def collate(self, encoded: Sequence[Encoded]) -> dict[str, Tensor]:
         """Pack encoded comparisons into one row; see `packing.pack`."""
@@ -125,7 +125,10 @@ class PackedScorer(nn.Module):
             # Neighbours with one prompt share it.
             for prompt, same in groupby(zip(prompts, responses, strict=True), key=itemgetter(0)):
                 groups.append((prompt, [response for _, response in same]))
-        return pack(groups, whole=self._whole())
+        packed = pack(groups, whole=self._whole())
+        if "steps" in self._wanted:
+            packed["steps"] = torch.tensor([step for item in encoded for own in item["step_ids"] for step in own])
+        return packed
 
     def _whole(self) -> bool:
         """Whether the state at the last token of a response is wanted, too."""
@@ -205,7 +208,7 @@ class LanguageScorer(PackedScorer):
         OptionError: the vocabularies of policy, reference and tokenizer do not fit together.
     """
 
-    provided = frozenset({"tokens", "states", "joint", "temporal_residual"}) | _BESIDE
+    provided = frozenset({"tokens", "states", "joint", "steps", "temporal_residual"}) | _BESIDE
     kind = "language models"
 
     def __init__(
@@ -228,6 +231,7 @@ class LanguageScorer(PackedScorer):
             self._trunks[id(reference)] = Trunk(_causal_lm(reference), shared)
         self._untrained = _versions(policy)
         self._key: tuple[tuple[int, ...], str] | None = None
+        self._snapshot: dict[str, Tensor] | None = None
         self.residual = TemporalResidual()
         frozen = _text_config(reference.config if reference is not None else self.config)
         self.width = int(_text_config(self.config).hidden_size)
@@ -240,6 +244,8 @@ class LanguageScorer(PackedScorer):
             OptionError: the scores lack something that is needed, or this model or its reference cannot give it.
         """
         super().provide(needs)
+        if "steps" in needs and not self.tokenizer.is_fast:
+            raise OptionError(f"{type(self.tokenizer).__name__} does not say where tokens stand: steps need a fast one")
         if needs & _BESIDE and not self._reference and not isinstance(self.policy, PeftModel):
             raise OptionError(
                 "the objective reads the reference's distributions while the policy is trained, so the policy cannot "
@@ -273,7 +279,7 @@ class LanguageScorer(PackedScorer):
         Raises:
             PrefkitError: the reference is the policy itself and the policy has been trained.
         """
-        if self._reference or isinstance(self.policy, PeftModel):
+        if self._snapshot is not None or self._reference or isinstance(self.policy, PeftModel):
             with self._as_reference():
                 return self._score(self._frozen, inputs)
         if _versions(self.policy) != self._untrained:
@@ -282,16 +288,54 @@ class LanguageScorer(PackedScorer):
 
     def reference_key(self) -> str:
         """A digest of the reference's weights and precision."""
+        if self._snapshot is not None:
+            if self._key is None:
+                with self._as_it_was():
+                    self._key = ((), self._digest(self.policy.named_parameters()))
+            return self._key[1]
         model = self._frozen
         written = _versions(model)
         if self._key is None or self._key[0] != written:
             # All weights are read: seconds for a large model, and a run asks for each of its data sets.
-            digest = hashlib.sha256(self._computed_in().encode())
-            for name, tensor in _frozen_weights(model):
-                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-            self._key = (written, digest.hexdigest())
+            self._key = (written, self._digest(_frozen_weights(model)))
         return self._key[1]
+
+    def refresh_reference(self, *, keep: bool = False) -> None:
+        """Make the policy, as it is now, the frozen reference; see `Scorer.refresh_reference`.
+
+        Kept are copies of the weights that are trained, of an adapter those of the adapter: they change places with
+        the policy's own for as long as the reference scores.
+        """
+        if keep and (self._snapshot is not None or self._reference or isinstance(self.policy, PeftModel)):
+            return
+        for model in self._reference:
+            del self._trunks[id(model)]
+        self._reference, self._key = (), None
+        self._snapshot = {
+            name: weight.detach().clone() for name, weight in self.policy.named_parameters() if weight.requires_grad
+        }
+
+    @contextlib.contextmanager
+    def _as_it_was(self) -> Iterator[None]:
+        """The policy with the weights that it had when it became the reference."""
+        kept = self._snapshot or {}
+        trained = {name: weight for name, weight in self.policy.named_parameters() if name in kept}
+        now = {name: weight.data for name, weight in trained.items()}
+        try:
+            for name, weight in trained.items():
+                weight.data = kept[name].to(weight.device)
+            yield
+        finally:
+            for name, weight in trained.items():
+                weight.data = now[name]
+
+    def _digest(self, weights: Iterable[tuple[str, Tensor]]) -> str:
+        """A digest of weights and precision."""
+        digest = hashlib.sha256(self._computed_in().encode())
+        for name, tensor in weights:
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def _score(self, model: nn.Module, inputs: Inputs) -> ResponseScores:
         trunk, targets = self._trunks[id(model)], inputs["targets"]
@@ -354,9 +398,14 @@ class LanguageScorer(PackedScorer):
 
     @contextlib.contextmanager
     def _as_reference(self) -> Iterator[None]:
-        """The reference as it is scored with: no adapter, no dropout."""
-        adapted = not self._reference and isinstance(self.policy, PeftModel)
-        with _evaluating(self._frozen), self.policy.disable_adapter() if adapted else contextlib.nullcontext():
+        """The reference as it is scored with: its own weights, no adapter, no dropout."""
+        if self._snapshot is not None:
+            frozen: contextlib.AbstractContextManager[Any] = self._as_it_was()
+        elif not self._reference and isinstance(self.policy, PeftModel):
+            frozen = self.policy.disable_adapter()
+        else:
+            frozen = contextlib.nullcontext()
+        with _evaluating(self._frozen), frozen:
             yield
 
 
@@ -523,7 +572,10 @@ def _totals(inputs: Inputs, logps: Tensor, **tokens: Tensor | None) -> ResponseS
 
     ref = tokens.get("ref_logps")
     return ResponseScores(
-        total(logps), lengths, None if ref is None else total(ref), TokenScores(logps, owner, **tokens)
+        total(logps),
+        lengths,
+        None if ref is None else total(ref),
+        TokenScores(logps, owner, steps=inputs.get("steps"), **tokens),
     )
 
 

@@ -58,9 +58,11 @@ class Objective(nn.Module, ABC, Generic[S]):
         self.name = name
         self.parts = {role: part for role, part in parts.items() if part is not None and part != ()}
         self.batch_mean: Callable[[Tensor], Tensor] = torch.mean
-        flat = [part for value in self.parts.values() for part in (value if isinstance(value, tuple) else (value,))]
-        self.needs: frozenset[str] = frozenset().union(*(part.needs for part in flat))
-        self.stateful = tuple(part for part in flat if isinstance(part, Stateful))
+        self._flat: tuple[AnyPart, ...] = tuple(
+            part for value in self.parts.values() for part in (value if isinstance(value, tuple) else (value,))
+        )
+        self.needs: frozenset[str] = frozenset().union(*(part.needs for part in self._flat))
+        self.stateful = tuple(part for part in self._flat if isinstance(part, Stateful))
         # Parts that stand alone in their role are attributes; a weight that has two names cannot be saved.
         terms = [part for value in self.parts.values() if isinstance(value, tuple) for part in value]
         self.terms = nn.ModuleList([part for part in terms if isinstance(part, nn.Module)])
@@ -121,6 +123,15 @@ class Objective(nn.Module, ABC, Generic[S]):
         """Let the parts take in the batches since the last update of the model; see `Stateful.after_update`."""
         for part in self.stateful:
             part.after_update(pass_ended)
+
+    def refuse(self, comparison: Comparison) -> None:
+        """Refuse a comparison that a part cannot use.
+
+        Raises:
+            RecordError: it lacks what the part needs; names the field.
+        """
+        for part in self._flat:
+            part.refuse(comparison)
 
     def accompany(self, comparison: Comparison, chosen: int, rejected: int) -> list[tuple[int, Companion]]:
         """Further texts of a pair that are scored with it, each with the place of the part that asks for it."""

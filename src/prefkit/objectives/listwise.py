@@ -15,6 +15,8 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
+from prefkit.objectives.calibration import CALIBRATION
+from prefkit.objectives.graded import GRADED
 from prefkit.objectives.links import LINKS, Temperature, logistic
 from prefkit.objectives.parts import Part, catalogue
 
@@ -91,4 +93,6 @@ def _all_pairs(rewards: Tensor, ranks: Tensor, mask: Tensor, *, link: str, beta:
 RANKINGS = catalogue(
     Part("plackett_luce", plackett_luce_loss, ("ranks", "mask"), Temperature),
     Part("all_pairs", _all_pairs, ("ranks", "mask"), AllPairsOptions),
+    CALIBRATION,
+    *GRADED,
 )

@@ -51,6 +51,7 @@ class Part:
         companions: makes further texts of a pair that are scored with it; takes the part's options by keyword.
         across: the loss of an entry depends on the others of its batch.
         fits: names of the rewards that a link can be composed with; any, if there are none.
+        check: raises a `RecordError` for a comparison that the part cannot use; takes the part's options by keyword.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Part:
     companions: Callable[..., Sequence[Companion]] | None = None
     across: bool = False
     fits: tuple[str, ...] = ()
+    check: Callable[..., None] | None = None
 
     def __call__(self, *tensors: Any) -> Tensor:
         """Apply the function."""
@@ -89,6 +91,15 @@ class Part:
             RecordError: the comparison lacks what they are made of.
         """
         return () if self.companions is None else self.companions(comparison, chosen, rejected, **self.values)
+
+    def refuse(self, comparison: Comparison) -> None:
+        """Refuse a comparison that the part cannot use.
+
+        Raises:
+            RecordError: it lacks what the part needs; names the field.
+        """
+        if self.check is not None:
+            self.check(comparison, **self.values)
 
     def made(self) -> Part | Stateful:
         """The part as an objective holds it: itself, or a module where its function is one."""
@@ -199,6 +210,10 @@ class Stateful(nn.Module):
     def accompany(self, comparison: Comparison, chosen: int, rejected: int) -> Sequence[Companion]:
         """See `Part`."""
         return self.part.accompany(comparison, chosen, rejected)
+
+    def refuse(self, comparison: Comparison) -> None:
+        """See `Part`."""
+        self.part.refuse(comparison)
 
     def __repr__(self) -> str:
         return repr(self.part)

@@ -363,6 +363,28 @@ PRESETS: Mapping[str, Preset] = {
         {"beta": 0.1},
         "as DPO",
     ),
+    "calibration": Preset(
+        "lists",
+        "likelihoods that correlate with ratings, and likelihood of the best candidate, without a reference",
+        "Calibrating Translation Decoding with Quality Estimation on LLMs, 2025, arXiv 2504.19044",
+        {"reward": "log_prob", "ranking": "calibration"},
+        {"nll_weight": 1.0, "calibration_weight": 1.0, "cpo_weight": 0.0},
+        "the authors' training script",
+    ),
+    "plr": Preset(
+        "lists",
+        "preference list ranking: DPO on all pairs of a rated list, weighted by ratings and present ranks",
+        "TPO, 2024, arXiv 2410.12854, eqs. 7, 8",
+        {"reward": "log_ratio", "ranking": "graded"},
+        {"beta": 0.5},
+    ),
+    "tpo": Preset(
+        "lists",
+        "tree preference optimisation: preference list ranking with a weight for each reasoning step",
+        "TPO, 2024, arXiv 2410.12854, eqs. 7, 8, 10",
+        {"reward": "log_ratio", "ranking": "graded_steps"},
+        {"beta": 0.5},
+    ),
     "kto": Preset(
         "labels",
         "Kahneman-Tversky optimisation: good and bad responses without pairs",

@@ -113,6 +113,14 @@ class Scorer(Protocol):
         """A digest of everything that decides how comparisons are encoded (tokenizer, template, lengths, ...)."""
         ...
 
+    def refresh_reference(self, *, keep: bool = False) -> None:
+        """Make the policy, as it is now, the frozen reference from now on.
+
+        Args:
+            keep: only make sure that the reference that there is outlives the training of the policy.
+        """
+        ...
+
     def reference_key(self) -> str:
         """A digest of the reference's weights and numeric precision."""
         ...

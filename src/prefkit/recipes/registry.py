@@ -5,25 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from prefkit.errors import PrefkitError, unknown
-from prefkit.recipes import dove, ift, lcpo, madpo, rationales, rdpo, vpo
+from prefkit.recipes import calibrated_decoding, curry_dpo, dove, ift, lcpo, madpo, rationales, rdpo, tpo, vpo
 from prefkit.recipes.recipe import Recipe
 
 READY = (
+    calibrated_decoding.RECIPE,
+    curry_dpo.RECIPE,
     dove.RECIPE,
     ift.RECIPE,
     lcpo.RECIPE,
     madpo.RECIPE,
     rationales.RECIPE,
     rdpo.RECIPE,
+    tpo.RECIPE,
     vpo.RECIPE,
 )
 
 PLANNED = (
     Recipe("apo", "Momentum for iterated preference optimisation", 2024, "arXiv 2410.06293"),
-    Recipe("calibrated-decoding", "Likelihoods of translations calibrated to quality", 2025, "arXiv 2504.19044"),
     Recipe("ches", "Likelihood displacement in DPO, and a score that predicts it", 2024, "arXiv 2410.08847"),
     Recipe("context-pm", "Preference models that read the context of a judgement", 2024, "arXiv 2407.14916"),
-    Recipe("curry-dpo", "DPO on ranked responses, from easy pairs to hard ones", 2024, "arXiv 2403.07230"),
     Recipe("diffusion-dpo", "DPO for diffusion models, on denoising errors", 2023, "arXiv 2311.12908"),
     Recipe("diffusion-dro", "Ranking expert images above a diffusion model's own", 2025, "arXiv 2510.18353"),
     Recipe("dissecting", "Which properties of a response people and models prefer", 2024, "arXiv 2402.11296"),
@@ -52,7 +53,6 @@ PLANNED = (
     Recipe("sparsepo", "Masks that choose the tokens that preference acts on", 2024, "arXiv 2410.05102"),
     Recipe("spo", "Self-supervised degrees of preference beside alignment", 2024, "arXiv 2409.17791"),
     Recipe("symbolic-mc-prm", "Process rewards from symbolic simulation of reasoning", 2025, "arXiv 2505.20415"),
-    Recipe("tpo", "Ranking of whole trees of reasoning paths", 2024, "arXiv 2410.12854"),
     Recipe("unpacking", "What matters in DPO and PPO: data, reward model, prompts", 2024, "arXiv 2406.09279"),
     Recipe("upo", "Self-training that trusts pairs by their uncertainty", 2024, "arXiv 2409.11212"),
     Recipe("user-simulator", "Simulated users aligned with recorded behaviour", 2025, "arXiv 2508.18142"),

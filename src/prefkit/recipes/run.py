@@ -13,7 +13,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from prefkit.assets import comparisons_path
-from prefkit.comparisons import Comparison, load_comparisons, split_comparisons
+from prefkit.comparisons import Comparison, WithSteps, load_comparisons, split_comparisons
 from prefkit.diagnostics import Evaluation, before_after, evaluate, run_report
 from prefkit.errors import OptionError
 from prefkit.language import (
@@ -30,7 +30,17 @@ from prefkit.language import (
 from prefkit.objectives import Objective, make_objective
 from prefkit.options import Options
 from prefkit.report import Table, model_card
-from prefkit.training import FitResult, PairingOptions, Run, TrainingOptions, fit, processes
+from prefkit.training import (
+    CurriculumOptions,
+    FitResult,
+    PairingOptions,
+    Run,
+    TrainingOptions,
+    fit,
+    fit_curriculum,
+    make_stages,
+    processes,
+)
 
 Wanted = TypeVar("Wanted", bound=Options)
 
@@ -45,6 +55,7 @@ class DataOptions(Options):
     split: str | None = Field(None, description="split of a data set")
     limit: int | None = Field(None, ge=1, description="read at most so many comparisons")
     evaluation: str | list[str] | None = Field(None, description="held-out comparisons, read in the same way")
+    steps: str | None = Field(None, description="regular expression that each step of a response begins with")
     held_out: float = Field(0.0, ge=0, lt=1, description="share of the prompts to hold out, without `evaluation`")
 
 
@@ -64,6 +75,7 @@ class RunConfig(Options):
     encoding: EncodingOptions = Field(default_factory=EncodingOptions, description="how texts become tokens")
     pairing: PairingOptions = Field(default_factory=PairingOptions, description="how comparisons become pairs")
     objective: dict[str, Any] = Field({"kind": "dpo"}, description="what is minimised: `kind` and its options")
+    curriculum: CurriculumOptions | None = Field(None, description="train in stages, from easy pairs to hard ones")
     training: TrainingOptions = Field(default_factory=TrainingOptions, description="how the model is trained")
     report: ReportOptions = Field(default_factory=ReportOptions, description="what the report shows")
     output: str = Field(description="the run folder")
@@ -216,17 +228,20 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult | None:
     first = processes.rank() == 0
     before = _evaluate(scorer, held_out, config) if first and held_out is not None else None
     texts = _sample(scorer, prompts, config.report) if first else []
-    result = fit(
-        scorer,
-        training,
-        objective,
-        output=config.output,
-        options=config.training,
-        evaluation=held_out,
-        pairing=config.pairing,
-        resume=resume,
-        config=config.model_dump(mode="json"),
-    )
+    how: dict[str, Any] = {
+        "output": config.output,
+        "options": config.training,
+        "evaluation": held_out,
+        "pairing": config.pairing,
+        "resume": resume,
+        "config": config.model_dump(mode="json"),
+    }
+    if config.curriculum is None:
+        result = fit(scorer, training, objective, **how)
+    else:
+        made = make_stages(scorer, training, config.curriculum, batch_size=config.training.batch_size)
+        reference = config.curriculum.reference
+        result = fit_curriculum(scorer, made.stages, objective, reference=reference, skipped=made.skipped, **how).fit
     if not first:
         return None
     # What is measured is what was saved.
@@ -252,7 +267,7 @@ def comparisons(options: DataOptions) -> tuple[Iterable[Comparison], Iterable[Co
     """
 
     def load(path: str | list[str]) -> Iterable[Comparison]:
-        return load_comparisons(
+        loaded = load_comparisons(
             path,
             format=options.format,
             columns=options.columns or None,
@@ -260,6 +275,7 @@ def comparisons(options: DataOptions) -> tuple[Iterable[Comparison], Iterable[Co
             split=options.split,
             limit=options.limit,
         )
+        return loaded if options.steps is None else WithSteps(loaded, options.steps)
 
     if options.evaluation is not None and options.held_out:
         raise OptionError("data.evaluation and data.held_out exclude each other: give one")

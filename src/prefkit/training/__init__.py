@@ -1,5 +1,6 @@
 """Training: one fit from comparisons to a model, in a run folder that survives whatever happens to it."""
 
+from prefkit.training.curriculum import CurriculumOptions, CurriculumResult, fit_curriculum, make_stages
 from prefkit.training.data import TrainingData, prepare
 from prefkit.training.fit import FitResult, fit
 from prefkit.training.options import TrainingOptions
@@ -9,6 +10,8 @@ from prefkit.training.targets import PairingOptions
 from prefkit.training.trainer import PreferenceTrainer
 
 __all__ = [
+    "CurriculumOptions",
+    "CurriculumResult",
     "FitResult",
     "PairingOptions",
     "PreferenceTrainer",
@@ -16,6 +19,8 @@ __all__ = [
     "TrainingData",
     "TrainingOptions",
     "fit",
+    "fit_curriculum",
+    "make_stages",
     "prepare",
     "reference_scores",
 ]

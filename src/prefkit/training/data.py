@@ -33,6 +33,7 @@ from prefkit.training.targets import (
     SCHEMA,
     Accompany,
     PairingOptions,
+    Refuse,
     Selection,
     Selector,
     collate_entries,
@@ -171,6 +172,7 @@ def prepare(
     pairing: PairingOptions | None = None,
     accompany: Accompany | None = None,
     annotators: Sequence[str] = (),
+    refuse: Refuse | None = None,
     cache: Path,
     skipped: Path | None = None,
     progress: bool = False,
@@ -188,6 +190,7 @@ def prepare(
         pairing: how comparisons become pairs.
         accompany: further texts that are scored with each pair; see `Objective.accompany`.
         annotators: names that have an index already; those that the comparisons add come after them.
+        refuse: raises an error for what the objective cannot use; see `Objective.refuse`.
         cache: where files are kept.
         skipped: file to which comparisons that are set aside are added, one JSON object a line with `source`,
             `line`, `field` and `problem`.
@@ -199,7 +202,7 @@ def prepare(
     pairing = pairing or PairingOptions()
 
     def selecting() -> Selector:
-        return Selector(form, needs, pairing, accompany, annotators)
+        return Selector(form, needs, pairing, accompany, annotators, refuse)
 
     encodings, entries, given, key, count, names = processes.in_first(
         lambda: _prepare(scorer, comparisons, selecting, cache, skipped, progress)

@@ -116,6 +116,7 @@ def fit(
             pairing=pairing,
             accompany=objective.accompany if isinstance(objective, PairObjective) and objective.accompanied else None,
             annotators=annotators,
+            refuse=objective.refuse,
             cache=folder,
             skipped=run.folder / "skipped.jsonl",
             progress=options.progress,

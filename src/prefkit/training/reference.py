@@ -77,7 +77,7 @@ def _own_scores(
 ) -> Iterator[dict[str, Any]]:
     """The scores of every batch whose turn is this process's."""
     starts = range(processes.rank() * batch_size, len(data), processes.count() * batch_size)
-    with _frozen(scorer):
+    with frozen(scorer):
         for start in counting(starts, "reference", len(starts), progress):
             rows = [data[row] for row in range(start, min(start + batch_size, len(data)))]
             responses = [row["entries"]["responses"] for row in rows]
@@ -95,7 +95,7 @@ def _own_scores(
 
 
 @contextlib.contextmanager
-def _frozen(scorer: Scorer) -> Iterator[None]:
+def frozen(scorer: Scorer) -> Iterator[None]:
     """No gradients, no dropout."""
     module = scorer if isinstance(scorer, nn.Module) else nn.Module()
     training = module.training

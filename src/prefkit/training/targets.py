@@ -46,6 +46,9 @@ class PairingOptions(Options):
 Accompany: TypeAlias = Callable[[Comparison, int, int], Sequence[tuple[int, Companion]]]
 """Makes the companions of a pair, each with the place of the objective's part that asks for it."""
 
+Refuse: TypeAlias = Callable[[Comparison], None]
+"""Raises a `RecordError` for a comparison that the objective cannot use."""
+
 Entries: TypeAlias = dict[str, Any]
 """The entries of one comparison as a row of `SCHEMA`: one item a pair, list, label or demonstration."""
 
@@ -89,6 +92,7 @@ class Selector:
         pairing: how pairs are made.
         accompany: further texts of a pair; see `Objective.accompany`.
         annotators: names that have an index already, in the order of their indices.
+        refuse: raises an error for what the objective cannot use; see `Objective.refuse`.
 
     Attributes:
         annotators: index of each annotator by name.
@@ -107,12 +111,13 @@ class Selector:
         pairing: PairingOptions,
         accompany: Accompany | None = None,
         annotators: Sequence[str] = (),
+        refuse: Refuse | None = None,
     ) -> None:
         pairing.check(form)
         self.form, self.needs, self.pairing, self.accompany = form, needs, pairing, accompany
         self.annotators = {name: index for index, name in enumerate(annotators)}
         self.margins = self.large_margins = 0
-        self.joint = False
+        self.joint, self.refuse = False, refuse
         self._take: Callable[[Comparison], Selection] = {
             "pairs": self._pairs,
             "lists": self._list,
@@ -128,6 +133,8 @@ class Selector:
     def _select(self, comparison: Comparison) -> Selection | RecordError:
         try:
             selection = self._take(comparison)
+            if self.refuse is not None:
+                self.refuse(comparison)
         except RecordError as error:
             return RecordError(error.problem, field=error.field, source=comparison.source, line=comparison.line)
         entries = selection.entries

@@ -1,4 +1,4 @@
-"""Step labels: PRM800K and Math-Shepherd. Text is used as it stands, one step a line."""
+"""Steps: labelled ones (PRM800K, Math-Shepherd) and rated solutions (TPO). Text is used as it stands."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from prefkit.comparisons.formats.base import Format, has, is_dict, is_text
+from prefkit.comparisons.formats.base import Format, has, is_dict, is_list, is_text
 from prefkit.comparisons.formats.training import stepwise
 from prefkit.comparisons.record import Comparison, Ratings, StepLabels
 from prefkit.comparisons.rows import Row
@@ -115,7 +115,52 @@ def _shepherd(row: Row, options: Options) -> Iterator[Comparison]:
     yield stepwise(row, given[: start.start()].rstrip(), steps, values, "\n")
 
 
+class TreeListOptions(Options):
+    """Options of `tpo`.
+
+    Args:
+        separator: what joins the prompt and the steps; the file does not store it.
+    """
+
+    separator: str = "\n"
+
+
+def _tree_list(row: Row, options: TreeListOptions) -> Iterator[Comparison | RecordError]:
+    prompt, found = row.text("prompt"), []
+    for solution in row.objects("response_list"):
+        try:
+            steps = [solution.nested({"step": step}, f"response[{n}]").text("step") for n, step in _numbered(solution)]
+            parts = (*(step + options.separator for step in steps[:-1]), steps[-1])
+            found.append((parts, solution.number("score")))
+        except RecordError as error:
+            # A solution that the judge did not rate is left out, the others stand.
+            yield error
+    yield Comparison(
+        (prompt + options.separator,),
+        tuple("".join(parts) for parts, _ in found),
+        Ratings(tuple(value for _, value in found)),
+        steps=tuple(parts for parts, _ in found),
+        extra=row.rest("prompt", "response_list"),
+        **row.place,
+    )
+
+
+def _numbered(solution: Row) -> list[tuple[int, Any]]:
+    steps = solution.list_of("response")
+    if not steps:
+        raise solution.error("has no steps", "response")
+    return list(enumerate(steps))
+
+
 FORMATS = (
+    Format(
+        "tpo",
+        "`prompt`, `response_list` of objects with `response` (a list of steps) and `score`",
+        "scores, higher is better",
+        lambda row: has("prompt", "response_list")(row) and is_list(row, "response_list"),
+        _tree_list,
+        TreeListOptions,
+    ),
     Format(
         "prm800k",
         "`question.problem`, `label.steps`",

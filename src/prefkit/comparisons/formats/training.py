@@ -9,7 +9,7 @@ from prefkit.comparisons.formats.base import Format, has, is_dict, is_list, is_t
 from prefkit.comparisons.prompts import has_turns, split_pair
 from prefkit.comparisons.record import Comparison, Judgement, Label, StepLabels, Text, Winner
 from prefkit.comparisons.rows import TIE, A, B, Row, as_list, assistant, is_messages, user
-from prefkit.errors import OptionError
+from prefkit.errors import OptionError, RecordError
 from prefkit.options import Options
 
 _BOOL = {True: True, False: False, "true": True, "false": False}
@@ -90,6 +90,30 @@ def read_pair(row: Row, prompt: str | None, chosen: str, rejected: str) -> Compa
 
 def _pair(row: Row, options: Options) -> Iterator[Comparison]:
     yield read_pair(row, "prompt", "chosen", "rejected")
+
+
+DIFFICULTIES = ("easy", "medium", "hard")
+"""Stages of published curricula, in their order."""
+
+
+def _staged(row: Row, options: Options) -> Iterator[Comparison | RecordError]:
+    for difficulty in DIFFICULTIES:
+        if row.missing(difficulty):
+            continue
+        try:
+            turns = row.inside(difficulty).objects("conversation")
+            if [turn.get("role") for turn in turns] != ["user", "assistant"]:
+                raise row.error("must be one turn of the user and one of the assistant", f"{difficulty}.conversation")
+            question, answer = turns
+            yield Comparison.pair(
+                user(question.text("content")),
+                assistant(answer.text("chosen_content")),
+                assistant(answer.text("rejected_content")),
+                extra={"difficulty": difficulty, **row.rest(*DIFFICULTIES)},
+                **row.place,
+            )
+        except RecordError as error:
+            yield error
 
 
 def _binarized(row: Row, options: Options) -> Iterator[Comparison]:
@@ -339,6 +363,13 @@ def _is_binarized(row: Mapping[str, Any]) -> bool:
 
 
 SPECIFIC = (
+    Format(
+        "curriculum",
+        "`easy`, `medium`, `hard` objects with `conversation`",
+        "the chosen_content column is better",
+        lambda row: is_dict(row, *DIFFICULTIES) and all("conversation" in row[name] for name in DIFFICULTIES),
+        _staged,
+    ),
     Format(
         "trl_stepwise",
         "`prompt`, `completions` list, `labels` list",
