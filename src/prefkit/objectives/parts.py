@@ -46,6 +46,7 @@ class Part:
         companions: makes further texts of a pair that are scored with it; takes the part's options by keyword.
         across: the loss of an entry depends on the others of its batch.
         fits: names of the rewards that a link can be composed with; any, if there are none.
+        pairwise: a ranking's loss is a mean over pairs, each of which can be exchanged.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Part:
     companions: Callable[..., Sequence[Companion]] | None = None
     across: bool = False
     fits: tuple[str, ...] = ()
+    pairwise: bool = False
 
     def __call__(self, *tensors: Any) -> Tensor:
         """Apply the function."""
