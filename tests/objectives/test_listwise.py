@@ -10,7 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prefkit.objectives import ListScores, PairScores, all_pairs_loss, make_objective, plackett_luce_loss, squared
+from prefkit.errors import OptionError
+from prefkit.objectives import (
+    ListObjective,
+    ListScores,
+    PairScores,
+    Part,
+    Stateful,
+    all_pairs_loss,
+    conservative,
+    logistic,
+    make_objective,
+    plackett_luce_loss,
+    robust,
+    squared,
+)
+from prefkit.objectives.listwise import RANKINGS
+from prefkit.objectives.rewards import REWARDS
 
 
 def one_list(rewards: list[float], ranks: list[int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -123,3 +139,24 @@ def test_averaged_rewards_of_padded_lists() -> None:
     (gradient,) = torch.autograd.grad(losses.sum(), policy)
     assert losses.item() == pytest.approx(math.log1p(math.exp(-1)))
     assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize(("noise", "by_hand"), [("conservative", conservative), ("robust", robust)])
+def test_a_correction_of_a_list_is_that_of_its_pairs(noise: str, by_hand: Callable[..., Tensor]) -> None:
+    rewards, ranks, mask = one_list([1.0, -2.0, 0.5, 3.0], [0, 2, 1, 1])
+    pairs = [(i, j) for i in range(4) for j in range(4) if ranks[0, i] < ranks[0, j]]
+    margins = torch.stack([rewards[0, i] - rewards[0, j] for i, j in pairs])
+    expected = by_hand(logistic(margins, beta=0.7), logistic(-margins, beta=0.7), flip_rate=0.2).mean()
+    config = {"kind": "all_pairs", "beta": 0.7, "reward": "log_prob", "noise": {"kind": noise, "flip_rate": 0.2}}
+    torch.testing.assert_close(make_objective(config)(ListScores(rewards, ranks, mask))[0], expected)
+
+
+class Learner(Stateful):
+    def forward(self, losses: Tensor, swapped: Tensor) -> Tensor:
+        return losses
+
+
+def test_corrections_that_learn_of_pairs_are_refused() -> None:
+    reward, ranking = REWARDS["log_prob"], RANKINGS["all_pairs"]
+    with pytest.raises(OptionError, match="noise 'learner' learns of single pairs"):
+        ListObjective(reward, ranking, noise=Part("learner", Learner).made())

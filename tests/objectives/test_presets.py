@@ -29,6 +29,12 @@ BAD: list[tuple[Any, str]] = [
     ({"kind": "simpo", "divergence": "alpha"}, "objective.divergence does not apply to 'simpo'"),
     ({"kind": "ipo", "gamma": 1.0}, "objective.gamma does not apply to 'ipo'"),
     ({"kind": "kto", "noise": {"kind": "robust"}}, "objective.noise does not apply to 'kto'"),
+    (
+        {"kind": "plackett_luce", "noise": {"kind": "robust"}},
+        "objective 'plackett_luce': ranking 'plackett_luce' is no mean over pairs",
+    ),
+    ({"kind": "all_pairs", "weights": "wpo"}, "(weights are of single pairs; the weight of a record counts"),
+    ({"kind": "all_pairs", "reward": "shared_length_log_ratio"}, "a response of a list has many others"),
     ({"kind": "sft", "beta": 0.1}, "objective.beta does not apply to 'sft'"),
     ({"kind": "dpo", "divergence": "kl"}, "objective.divergence"),
     ({"kind": "dpo", "divergence_alpha": 0.3}, "divergence_alpha applies only to `divergence: alpha`"),

@@ -340,19 +340,44 @@ class ListObjective(Objective[ListScores]):
     Args:
         reward: reward form, see `rewards`.
         ranking: from rewards, ranks and mask to losses, see `listwise`.
+        noise: correction for pairs of the list that are ordered wrongly, at one rate; see `noise`.
         name: what messages call it.
+
+    Raises:
+        OptionError: a part makes no sense for lists.
     """
 
     form = "lists"
     view = ListScores
 
-    def __init__(self, reward: AnyPart, ranking: AnyPart, name: str = "lists") -> None:
-        super().__init__(name, reward=reward, ranking=ranking)
-        self.reward, self.ranking = reward, ranking
+    def __init__(self, reward: AnyPart, ranking: AnyPart, noise: AnyPart | None = None, name: str = "lists") -> None:
+        super().__init__(name, reward=reward, ranking=ranking, noise=noise)
+        self.reward, self.ranking, self.noise = reward, ranking, noise
+        if "other_lengths" in reward.takes:
+            raise OptionError(
+                f"objective '{name}': reward '{reward.name}' goes by the length of the other response of a pair, and a "
+                "response of a list has many others"
+            )
+        if noise is not None and not _plain(ranking).pairwise:
+            raise OptionError(
+                f"objective '{name}': ranking '{ranking.name}' is no mean over pairs, and a rate of wrong labels says "
+                "nothing of whole rankings: noise applies to ranking: all_pairs"
+            )
+        if noise is not None and (isinstance(noise, nn.Module) or noise.takes):
+            raise OptionError(
+                f"objective '{name}': noise '{noise.name}' learns of single pairs, and a list has one loss: a "
+                "correction with one flip_rate applies"
+            )
 
     def losses(self, scores: ListScores) -> Float[Tensor, " batch"]:
         """See `Objective.losses`."""
-        return self.ranking(self._rewards(scores), *self.read(self.ranking, scores))
+        rewards = self._rewards(scores)
+        losses = self.ranking(rewards, *self.read(self.ranking, scores))
+        if self.noise is None:
+            return losses
+        # All pairs exchanged: the mean over pairs of a correction at one rate is the correction of the means.
+        swapped = self.ranking(rewards, *self.read(self.ranking, replace(scores, ranks=-scores.ranks)))
+        return self.noise(losses, swapped)
 
     def rewards(self, scores: Scores) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """Implicit rewards of a best-ranked and a worst-ranked response of each list, times beta, detached."""

@@ -92,7 +92,7 @@ def _all_pairs(rewards: Tensor, ranks: Tensor, mask: Tensor, *, link: str, beta:
 
 RANKINGS = catalogue(
     Part("plackett_luce", plackett_luce_loss, ("ranks", "mask"), Temperature),
-    Part("all_pairs", _all_pairs, ("ranks", "mask"), AllPairsOptions),
+    Part("all_pairs", _all_pairs, ("ranks", "mask"), AllPairsOptions, pairwise=True),
     CALIBRATION,
     *GRADED,
 )

@@ -52,6 +52,7 @@ class Part:
         across: the loss of an entry depends on the others of its batch.
         fits: names of the rewards that a link can be composed with; any, if there are none.
         check: raises a `RecordError` for a comparison that the part cannot use; takes the part's options by keyword.
+        pairwise: a ranking's loss is a mean over pairs, each of which can be exchanged.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Part:
     across: bool = False
     fits: tuple[str, ...] = ()
     check: Callable[..., None] | None = None
+    pairwise: bool = False
 
     def __call__(self, *tensors: Any) -> Tensor:
         """Apply the function."""

@@ -53,7 +53,7 @@ CATALOGUE: Mapping[str, Mapping[str, Part]] = {
 
 ROLES: Mapping[Form, tuple[str, ...]] = {
     "pairs": ("reward", "link", "noise", "weights", "regularisers", "auxiliary"),
-    "lists": ("reward", "ranking"),
+    "lists": ("reward", "ranking", "noise"),
     "labels": (),
     "demonstrations": ("imitation",),
 }
@@ -493,6 +493,17 @@ def _terms(role: str, choice: object, where: str) -> tuple[AnyPart, ...]:
     )
 
 
+_MEANINGLESS: Mapping[tuple[Form, str], str] = {
+    ("lists", "weights"): "weights are of single pairs; the weight of a record counts in every objective",
+    ("lists", "link"): "all_pairs takes link as an option of the ranking",
+    ("labels", "noise"): "a correction needs the loss of the exchanged pair, and a single response has none",
+    ("labels", "weights"): "weights are of single pairs; the weight of a record counts in every objective",
+    ("demonstrations", "noise"): "a demonstration has no label that could be wrong",
+    ("demonstrations", "weights"): "weights are of single pairs; the weight of a record counts in every objective",
+}
+"""Why roles are missing in some forms."""
+
+
 def _check_names(given: Mapping[str, Any], kind: str, flat: Iterable[Part], preset: Preset, where: str) -> None:
     """Refuse options that none of the chosen parts takes."""
     applicable = {*ROLES[preset.form], *(name for part in flat for name in part.options.model_fields)}
@@ -504,7 +515,8 @@ def _check_names(given: Mapping[str, Any], kind: str, flat: Iterable[Part], pres
         if name in applicable:
             continue
         if name in everywhere:
+            why = f" ({_MEANINGLESS[preset.form, name]})" if (preset.form, name) in _MEANINGLESS else ""
             raise OptionError(
-                f"{where}.{name} does not apply to '{kind}', whose options are: {', '.join(sorted(applicable))}"
+                f"{where}.{name} does not apply to '{kind}', whose options are: {', '.join(sorted(applicable))}{why}"
             )
         raise OptionError(unknown(f"option of {where}", name, applicable))
