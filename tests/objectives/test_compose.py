@@ -20,8 +20,12 @@ from prefkit.objectives import (
     make_objective,
 )
 
-# Auxiliary terms have tests of their own: soft labels do not touch them, and some need further texts.
-PAIRWISE = [name for name, preset in PRESETS.items() if preset.form == "pairs" and "auxiliary" not in preset.parts]
+# Auxiliary terms, and methods that read more of the data, have tests of their own.
+PAIRWISE = [
+    name
+    for name, preset in PRESETS.items()
+    if preset.form == "pairs" and "auxiliary" not in preset.parts and make_objective(name).needs <= {"reference"}
+]
 
 SCORES = PairScores(
     policy_chosen_logps=torch.tensor([-10.0, -12.0, -30.0]),
@@ -81,6 +85,7 @@ NEEDS = {kind: {"reference"} for kind in (*PAIRWISE, "plackett_luce", "all_pairs
     "sft": set(),
     "kto": {"reference", "kl"},
     "vpo": {"reference"},
+    "osp": {"reference", "strengths"},
     "rationale_dpo": {"reference"},
     "rationale_orpo": set(),
     "rationale_simpo": set(),

@@ -7,6 +7,13 @@ from prefkit.objectives.compose import (
     Objective,
     PairObjective,
 )
+from prefkit.objectives.judging import (
+    RankedPairs,
+    baseline_strengths,
+    judge_matrix,
+    judged_comparisons,
+    ranked_pairs,
+)
 from prefkit.objectives.links import hinge, logistic, probit, squared, weighted_logistic
 from prefkit.objectives.listwise import all_pairs_loss, plackett_luce_loss
 from prefkit.objectives.losses import (
@@ -21,9 +28,11 @@ from prefkit.objectives.losses import (
     simpo_loss,
     slic_hinge_loss,
     slic_loss,
+    spce_loss,
 )
 from prefkit.objectives.noise import (
     GradientWeights,
+    StrengthLabels,
     conservative,
     flip_preferences,
     gradient_weights,
@@ -31,6 +40,7 @@ from prefkit.objectives.noise import (
     robust,
     robust_loss,
     soft_labels,
+    strength_labels,
 )
 from prefkit.objectives.parts import Part, Stateful
 from prefkit.objectives.presets import PRESETS, Preset, make_objective
@@ -94,12 +104,14 @@ __all__ = [
     "Part",
     "PolicyAndValue",
     "Preset",
+    "RankedPairs",
     "Rationale",
     "ResponseScores",
     "RewardObjective",
     "Scorer",
     "Scores",
     "Stateful",
+    "StrengthLabels",
     "Targets",
     "TokenScores",
     "VpoLoss",
@@ -107,6 +119,7 @@ __all__ = [
     "average_log_prob",
     "average_log_ratio",
     "average_sft",
+    "baseline_strengths",
     "calibrate_reward",
     "calibration_kl_identity",
     "cdpo_loss",
@@ -119,6 +132,8 @@ __all__ = [
     "induced_log_odds",
     "ipo_loss",
     "ipo_loss_length_averaged",
+    "judge_matrix",
+    "judged_comparisons",
     "kto_loss",
     "kto_reference_point",
     "log_odds",
@@ -131,6 +146,7 @@ __all__ = [
     "orpo_loss",
     "plackett_luce_loss",
     "probit",
+    "ranked_pairs",
     "rationale_dpo_loss",
     "rationale_loss",
     "rationale_orpo_loss",
@@ -145,8 +161,10 @@ __all__ = [
     "slic_hinge_loss",
     "slic_loss",
     "soft_labels",
+    "spce_loss",
     "squared",
     "strength",
+    "strength_labels",
     "value",
     "vpo_loss",
     "vpo_policy_objective",

@@ -165,6 +165,14 @@ PRESETS: Mapping[str, Preset] = {
         },
         {"beta": 0.1},
     ),
+    "osp": Preset(
+        "pairs",
+        "DPO on soft labels that say how strongly a response is preferred (SPCE)",
+        "Online Self-Preferring Language Models, 2024, arXiv 2405.14103",
+        {"reward": "log_ratio", "link": "logistic", "noise": "strength_label"},
+        {"beta": 0.1, "label": "pairwise"},
+        "this library, the paper's being unknown",
+    ),
     "rationale_dpo": Preset(
         "pairs",
         "DPO, and likelihood of the rationale of each pair",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from prefkit.errors import PrefkitError, unknown
-from prefkit.recipes import rationales, rdpo, vpo
+from prefkit.recipes import osp, rationales, rdpo, vpo
 from prefkit.recipes.recipe import Recipe
 
-READY = (rationales.RECIPE, rdpo.RECIPE, vpo.RECIPE)
+READY = (osp.RECIPE, rationales.RECIPE, rdpo.RECIPE, vpo.RECIPE)
 
 PLANNED = (
     Recipe("apo", "Momentum for iterated preference optimisation", 2024, "arXiv 2410.06293"),
@@ -33,7 +33,6 @@ PLANNED = (
     Recipe("mcts-dpo", "Step-wise preferences from tree search, learned in rounds", 2024, "arXiv 2405.00451"),
     Recipe("nbpo", "Sampling for implicit feedback that is partly missing", 2020, "arXiv 2007.07204"),
     Recipe("on-policy", "When on-policy samples and negative gradients matter", 2024, "arXiv 2404.14367"),
-    Recipe("osp", "Models that judge their own answers by degree", 2024, "arXiv 2405.14103"),
     Recipe("pal", "Ideal points for people who disagree", 2024, "arXiv 2406.08469"),
     Recipe("prefpaint", "Inpainting aligned with a reward, amplified where it is certain", 2024, "arXiv 2410.21966"),
     Recipe("pro", "Weights of several objectives chosen from the prompt", 2025, "arXiv 2511.10656"),
