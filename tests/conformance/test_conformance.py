@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[2]
 VECTORS = ROOT.parent / "shared" / "golden"
 PASSING = {
     "rdpo": None,  # all of them
+    "mapl": None,
     "osp": None,
     "rationales": None,
     "vpo": None,

@@ -86,6 +86,7 @@ NEEDS = {kind: {"reference"} for kind in (*PAIRWISE, "plackett_luce", "all_pairs
     "kto": {"reference", "kl"},
     "vpo": {"reference"},
     "osp": {"reference", "strengths"},
+    "mapl": {"reference"},
     "rationale_dpo": {"reference"},
     "rationale_orpo": set(),
     "rationale_simpo": set(),

@@ -4,6 +4,16 @@ from prefkit.comparisons.canonical import from_dict, rows_for, to_dict, write_co
 from prefkit.comparisons.companions import Companion
 from prefkit.comparisons.formats import FORMATS
 from prefkit.comparisons.health import Health, check_comparisons
+from prefkit.comparisons.instructions import (
+    InstructionFunction,
+    InterPair,
+    IntraPair,
+    add_instructions,
+    build_inter_pairs,
+    build_intra_pairs,
+    inter_order,
+    intra_valid,
+)
 from prefkit.comparisons.pairing import Pair, adjacent, all_pairs, best_worst, labels, pairs, ranks
 from prefkit.comparisons.rationales import generate_rationales, rationale_companions, rationale_prompt
 from prefkit.comparisons.reader import BadRow, Comparisons, Skipped, load_comparisons
@@ -30,6 +40,9 @@ __all__ = [
     "Comparison",
     "Comparisons",
     "Health",
+    "InstructionFunction",
+    "InterPair",
+    "IntraPair",
     "Judgement",
     "Label",
     "Message",
@@ -42,12 +55,17 @@ __all__ = [
     "StepLabels",
     "Text",
     "Winner",
+    "add_instructions",
     "adjacent",
     "all_pairs",
     "best_worst",
+    "build_inter_pairs",
+    "build_intra_pairs",
     "check_comparisons",
     "from_dict",
     "generate_rationales",
+    "inter_order",
+    "intra_valid",
     "labels",
     "load_comparisons",
     "pairs",

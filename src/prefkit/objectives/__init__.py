@@ -14,6 +14,7 @@ from prefkit.objectives.judging import (
     judged_comparisons,
     ranked_pairs,
 )
+from prefkit.objectives.levels import LevelsLoss, inter_loss, intra_loss, levels_loss
 from prefkit.objectives.links import hinge, logistic, probit, squared, weighted_logistic
 from prefkit.objectives.listwise import all_pairs_loss, plackett_luce_loss
 from prefkit.objectives.losses import (
@@ -96,6 +97,7 @@ __all__ = [
     "Inputs",
     "LabelObjective",
     "LabelScores",
+    "LevelsLoss",
     "ListObjective",
     "ListScores",
     "Objective",
@@ -130,12 +132,15 @@ __all__ = [
     "gradient_weights",
     "hinge",
     "induced_log_odds",
+    "inter_loss",
+    "intra_loss",
     "ipo_loss",
     "ipo_loss_length_averaged",
     "judge_matrix",
     "judged_comparisons",
     "kto_loss",
     "kto_reference_point",
+    "levels_loss",
     "log_odds",
     "log_prob",
     "log_ratio",

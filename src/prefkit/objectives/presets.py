@@ -165,6 +165,14 @@ PRESETS: Mapping[str, Preset] = {
         },
         {"beta": 0.1},
     ),
+    "mapl": Preset(
+        "pairs",
+        "DPO, and responses and pairs under prompts with instructions that they obey or not",
+        "Multi-Level Aware Preference Learning, 2025, arXiv 2505.12845",
+        {"reward": "log_ratio", "link": "logistic", "auxiliary": ["intra", "inter"]},
+        {"beta": 0.1, "intra_weight": 1.0, "inter_weight": 1.0},
+        "beta from a method of the same group; the weights are this library's",
+    ),
     "osp": Preset(
         "pairs",
         "DPO on soft labels that say how strongly a response is preferred (SPCE)",

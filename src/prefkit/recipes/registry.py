@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from prefkit.errors import PrefkitError, unknown
-from prefkit.recipes import osp, rationales, rdpo, vpo
+from prefkit.recipes import mapl, osp, rationales, rdpo, vpo
 from prefkit.recipes.recipe import Recipe
 
-READY = (osp.RECIPE, rationales.RECIPE, rdpo.RECIPE, vpo.RECIPE)
+READY = (mapl.RECIPE, osp.RECIPE, rationales.RECIPE, rdpo.RECIPE, vpo.RECIPE)
 
 PLANNED = (
     Recipe("apo", "Momentum for iterated preference optimisation", 2024, "arXiv 2410.06293"),
@@ -29,7 +29,6 @@ PLANNED = (
     Recipe("inpo", "Diffusion preference optimisation along inverted trajectories", 2025, "arXiv 2503.18454"),
     Recipe("lcpo", "Label correctness as a latent variable, with annotator reliability", 2025, "arXiv 2509.24159"),
     Recipe("madpo", "DPO weighted by the margins of a reward model", 2025, "arXiv 2510.05342"),
-    Recipe("mapl", "Preferences at several levels for prompts of many instructions", 2025, "arXiv 2505.12845"),
     Recipe("mcts-dpo", "Step-wise preferences from tree search, learned in rounds", 2024, "arXiv 2405.00451"),
     Recipe("nbpo", "Sampling for implicit feedback that is partly missing", 2020, "arXiv 2007.07204"),
     Recipe("on-policy", "When on-policy samples and negative gradients matter", 2024, "arXiv 2404.14367"),
