@@ -203,5 +203,5 @@ RECIPE = Recipe(
     year=2025,
     paper="arXiv 2505.12845",
     parts={"objective": {"kind": "mapl", "beta": 0.1, "intra_weight": 1.0, "inter_weight": 1.0}},
-    experiment=Experiment(run, CLAIMS, plot, seeds=5, quick_seeds=2),
+    experiment=Experiment(run, CLAIMS, plot, seeds=5, quick_seeds=1),
 )
