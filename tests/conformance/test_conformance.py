@@ -11,10 +11,16 @@ VECTORS = ROOT.parent / "shared" / "golden"
 PASSING = {
     "rdpo": None,  # all of them
     "dove": None,
+    "mapl": None,
+    "osp": None,
     "rationales": None,
     "vpo": None,
     "lcpo": None,
     "madpo": None,
+    "calibrated-decoding": None,
+    "curry-dpo": None,
+    "ift": None,
+    "tpo": None,
     "rso": {"sigmoid_norm_loss", "hinge_norm_loss", "hinge_loss", "slic_loss"},
 }
 

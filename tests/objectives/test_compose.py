@@ -22,7 +22,7 @@ from prefkit.objectives import (
     make_objective,
 )
 
-ELSEWHERE = ("lcpo", "madpo", "beta_dpo")
+ELSEWHERE = ("lcpo", "madpo", "beta_dpo", "osp")
 """Methods with state, or with more data than pairs, which have tests of their own."""
 SORTED = {"aot", "aot_unpaired"}  # losses of quantiles, not of pairs
 # Auxiliary terms have tests of their own: soft labels do not touch them, and some need further texts.
@@ -104,6 +104,8 @@ NEEDS = {kind: {"reference"} for kind in (*PAIRWISE, *SORTED, "bco", "plackett_l
     "kto": {"reference", "kl"},
     "ift": {"tokens", "temporal_residual"},
     "vpo": {"reference"},
+    "osp": {"reference", "strengths"},
+    "mapl": {"reference"},
     "rationale_dpo": {"reference"},
     "rationale_orpo": set(),
     "rationale_simpo": set(),

@@ -5,6 +5,16 @@ from prefkit.comparisons.companions import Companion
 from prefkit.comparisons.curriculum import Candidate, Curriculum, build_curriculum, curriculum_pairs, curriculum_stages
 from prefkit.comparisons.formats import FORMATS
 from prefkit.comparisons.health import Health, check_comparisons
+from prefkit.comparisons.instructions import (
+    InstructionFunction,
+    InterPair,
+    IntraPair,
+    add_instructions,
+    build_inter_pairs,
+    build_intra_pairs,
+    inter_order,
+    intra_valid,
+)
 from prefkit.comparisons.judging import consistent_feedback
 from prefkit.comparisons.pairing import Pair, adjacent, all_pairs, best_worst, labels, pairs, ranks
 from prefkit.comparisons.rationales import generate_rationales, rationale_companions, rationale_prompt
@@ -35,6 +45,9 @@ __all__ = [
     "Comparisons",
     "Curriculum",
     "Health",
+    "InstructionFunction",
+    "InterPair",
+    "IntraPair",
     "Judgement",
     "Label",
     "Message",
@@ -49,16 +62,21 @@ __all__ = [
     "TreeNode",
     "Winner",
     "WithSteps",
+    "add_instructions",
     "adjacent",
     "all_pairs",
     "best_worst",
     "build_curriculum",
+    "build_inter_pairs",
+    "build_intra_pairs",
     "check_comparisons",
     "consistent_feedback",
     "curriculum_pairs",
     "curriculum_stages",
     "from_dict",
     "generate_rationales",
+    "inter_order",
+    "intra_valid",
     "labels",
     "list_from_tree",
     "load_comparisons",

@@ -25,6 +25,7 @@ from prefkit.objectives.intuitive import (
     lambda_at_step,
     relation_weights,
 )
+from prefkit.objectives.judging import RankedPairs, baseline_strengths, judge_matrix, judged_comparisons, ranked_pairs
 from prefkit.objectives.latent import (
     LatentLabels,
     label_confidence,
@@ -34,6 +35,7 @@ from prefkit.objectives.latent import (
     reliability_path,
     tally_labels,
 )
+from prefkit.objectives.levels import LevelsLoss, inter_loss, intra_loss, levels_loss
 from prefkit.objectives.links import discopop, exo, hinge, length_logistic, logistic, probit, squared, weighted_logistic
 from prefkit.objectives.listwise import all_pairs_loss, plackett_luce_loss
 from prefkit.objectives.losses import (
@@ -52,10 +54,12 @@ from prefkit.objectives.losses import (
     simpo_loss,
     slic_hinge_loss,
     slic_loss,
+    spce_loss,
 )
 from prefkit.objectives.margin_adaptive import madpo_coefficient, madpo_loss, madpo_weight, population_target_margin
 from prefkit.objectives.noise import (
     GradientWeights,
+    StrengthLabels,
     conservative,
     flip_preferences,
     gradient_weights,
@@ -63,6 +67,7 @@ from prefkit.objectives.noise import (
     robust,
     robust_loss,
     soft_labels,
+    strength_labels,
 )
 from prefkit.objectives.parts import Part, Stateful
 from prefkit.objectives.presets import PRESETS, Preset, make_objective
@@ -147,6 +152,7 @@ __all__ = [
     "LabelObjective",
     "LabelScores",
     "LatentLabels",
+    "LevelsLoss",
     "ListObjective",
     "ListScores",
     "MixesInputs",
@@ -156,6 +162,7 @@ __all__ = [
     "Part",
     "PolicyAndValue",
     "Preset",
+    "RankedPairs",
     "Rationale",
     "ResponseScores",
     "RewardObjective",
@@ -163,6 +170,7 @@ __all__ = [
     "Scores",
     "Stateful",
     "StepScores",
+    "StrengthLabels",
     "Targets",
     "TemporalResidual",
     "TokenScores",
@@ -177,6 +185,7 @@ __all__ = [
     "average_log_prob",
     "average_log_ratio",
     "average_sft",
+    "baseline_strengths",
     "bco_loss",
     "bco_pair",
     "beta_dpo_batch_beta",
@@ -203,10 +212,14 @@ __all__ = [
     "ift_loss",
     "ift_weights",
     "induced_log_odds",
+    "inter_loss",
+    "intra_loss",
     "ipo_loss",
     "ipo_loss_length_averaged",
     "jpo_loss",
     "jpo_loss_decomposed",
+    "judge_matrix",
+    "judged_comparisons",
     "kto_loss",
     "kto_reference_point",
     "label_confidence",
@@ -214,6 +227,7 @@ __all__ = [
     "lambda_weights",
     "latent_label_loss",
     "length_logistic",
+    "levels_loss",
     "list_loss",
     "log_odds",
     "log_prob",
@@ -235,6 +249,7 @@ __all__ = [
     "population_target_margin",
     "probit",
     "rank_positions",
+    "ranked_pairs",
     "rationale_dpo_loss",
     "rationale_loss",
     "rationale_orpo_loss",
@@ -254,11 +269,13 @@ __all__ = [
     "slic_hinge_loss",
     "slic_loss",
     "soft_labels",
+    "spce_loss",
     "sppo",
     "squared",
     "step_margins",
     "step_scores",
     "strength",
+    "strength_labels",
     "tally_labels",
     "value",
     "vpo_loss",

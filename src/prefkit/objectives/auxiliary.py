@@ -11,7 +11,9 @@ from jaxtyping import Float
 from pydantic import Field, FiniteFloat
 from torch import Tensor
 
+from prefkit.comparisons.instructions import inter_companions, intra_companions
 from prefkit.comparisons.rationales import rationale_companions
+from prefkit.objectives.levels import InterOptions, IntraOptions, inter, intra
 from prefkit.objectives.parts import Part, catalogue
 from prefkit.objectives.rationales import Rationale, RationaleOptions
 from prefkit.objectives.value import ValueOptions, value
@@ -43,6 +45,14 @@ AUXILIARY = catalogue(
         ("policy_chosen_logps", "policy_rejected_logps"),
         CentreOptions,
         requires=frozenset({"rewards"}),
+    ),
+    Part("intra", intra, options=IntraOptions, requires=frozenset({"reference"}), companions=intra_companions),
+    Part(
+        "inter",
+        inter,
+        ("policy_chosen_logps", "policy_rejected_logps", "ref_chosen_logps", "ref_rejected_logps"),
+        InterOptions,
+        companions=inter_companions,
     ),
     Part("rationale", Rationale, options=RationaleOptions, companions=rationale_companions),
     Part("value", value, ("policy_chosen_logps", "ref_chosen_logps"), ValueOptions),

@@ -63,6 +63,36 @@ def cdpo_loss(
     return noise.conservative(losses, swapped, flip_rate=flip_rate)
 
 
+def spce_loss(
+    policy_chosen_logps: Float[Tensor, " batch"],
+    policy_rejected_logps: Float[Tensor, " batch"],
+    ref_chosen_logps: Float[Tensor, " batch"],
+    ref_rejected_logps: Float[Tensor, " batch"],
+    soft_labels: Float[Tensor, " batch"],
+    *,
+    beta: float = 0.1,
+) -> Float[Tensor, " batch"]:
+    """Soft-preference cross-entropy: the mean of the DPO loss over labels that hold with given probabilities.
+
+    Args:
+        policy_chosen_logps: responses called better, under the policy.
+        policy_rejected_logps: the others.
+        ref_chosen_logps: responses called better, under the reference.
+        ref_rejected_logps: the others.
+        soft_labels: probability that each is the better one, in [0, 1]; constant.
+        beta: temperature.
+
+    Source: Online Self-Preferring Language Models, 2024 (arXiv 2405.14103).
+    """
+    margin = _margin(beta, policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps)
+    if soft_labels.shape != margin.shape:
+        raise OptionError(f"each pair needs one soft label: got {tuple(soft_labels.shape)} for {tuple(margin.shape)}")
+    if not bool(((soft_labels >= 0) & (soft_labels <= 1)).all()):
+        raise OptionError("soft_labels must lie in [0, 1]")
+    losses, swapped = links.logistic(margin, beta=beta), links.logistic(-margin, beta=beta)
+    return noise.soft_labels(losses, swapped, soft_labels.detach())
+
+
 def rdpo_loss(
     policy_chosen_logps: Float[Tensor, " batch"],
     policy_rejected_logps: Float[Tensor, " batch"],

@@ -10,18 +10,18 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import Field, FiniteFloat, field_validator
 from torch import Tensor
 
 from prefkit.comparisons import Comparison, Judgement, Label, Probability, Ranking, Ratings, RecordError, Winner
 from prefkit.errors import OptionError
-from prefkit.objectives.parts import Part, catalogue
+from prefkit.objectives.parts import Part, Stateful, catalogue
 from prefkit.objectives.scores import PairScores
 from prefkit.options import Options
 
@@ -248,7 +248,78 @@ def check_flip_rate(flip_rate: float | Tensor) -> None:
         )
 
 
+class StrengthLabelOptions(Options):
+    """Options of `strength_label`."""
+
+    label: Literal["pairwise", "bt", "gap", "gap_sigmoid"] = Field(
+        "pairwise", description="how a strength becomes the probability that the chosen response is preferred"
+    )
+    scale: FiniteFloat = Field(1.0, gt=0, description="divides the strengths, which are on the data's own scale")
+
+
+def strength_labels(
+    strengths: Float[Tensor, " batch"],
+    *,
+    label: Literal["pairwise", "bt", "gap", "gap_sigmoid"] = "pairwise",
+    scale: float = 1.0,
+) -> Float[Tensor, " batch"]:
+    """Probability that the chosen response is preferred, from how strongly it is.
+
+    Args:
+        strengths: on the data's own scale.
+        label: what strength / scale is. "pairwise": the probability itself. "gap": the difference of two probabilities
+            of winning, (1 + s) / 2. "bt": a difference of log-odds or rewards, sigmoid(s). "gap_sigmoid": the
+            difference of two probabilities of winning, taken as if it were one of log-odds, sigmoid(s): a far more
+            cautious policy.
+        scale: divides the strengths.
+
+    Raises:
+        OptionError: a strength gives no probability.
+
+    Source: Online Self-Preferring Language Models, 2024 (arXiv 2405.14103).
+    """
+    scaled = strengths / scale
+    if label in ("bt", "gap_sigmoid"):
+        return torch.sigmoid(scaled)
+    if bool(((scaled < 0) | (scaled > 1)).any()):
+        raise OptionError(
+            f"label '{label}' needs strengths from 0 to the scale of {scale}, got "
+            f"{strengths.min().item():.4g} to {strengths.max().item():.4g}; set scale, or use label: bt"
+        )
+    return scaled if label == "pairwise" else (1 + scaled) / 2
+
+
+class StrengthLabels(Stateful):
+    """Soft labels from the strengths of the data, see `strength_labels`.
+
+    The least that the loss can be is the labels' entropy, which the figure `label_entropy` gives.
+
+    Args:
+        label: see `strength_labels`.
+        scale: see `strength_labels`.
+    """
+
+    def __init__(self, label: Literal["pairwise", "bt", "gap", "gap_sigmoid"], scale: float) -> None:
+        super().__init__()
+        self.label, self.scale = label, scale
+
+    def forward(
+        self,
+        losses: Float[Tensor, " batch"],
+        swapped_losses: Float[Tensor, " batch"],
+        strengths: Float[Tensor, " batch"],
+    ) -> Float[Tensor, " batch"]:
+        """The mean of the loss over the label, as in `soft_labels`."""
+        p = strength_labels(strengths, label=self.label, scale=self.scale)
+        self.figures = {
+            "soft_label": p,
+            "label_entropy": torch.special.entr(p) + torch.special.entr(1 - p),
+        }
+        return soft_labels(losses, swapped_losses, p)
+
+
 NOISE = catalogue(
+    Part("strength_label", StrengthLabels, ("strengths",), StrengthLabelOptions),
     Part("conservative", conservative, options=FlipOptions),
     Part("robust", robust, options=FlipOptions),
 )

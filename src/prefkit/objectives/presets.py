@@ -209,6 +209,22 @@ PRESETS: Mapping[str, Preset] = {
         {"reward": "score", "link": "logistic"},
         {"beta": 1.0},
     ),
+    "mapl": Preset(
+        "pairs",
+        "DPO, and responses and pairs under prompts with instructions that they obey or not",
+        "Multi-Level Aware Preference Learning, 2025, arXiv 2505.12845",
+        {"reward": "log_ratio", "link": "logistic", "auxiliary": ["intra", "inter"]},
+        {"beta": 0.1, "intra_weight": 1.0, "inter_weight": 1.0},
+        "beta from a method of the same group; the weights are this library's",
+    ),
+    "osp": Preset(
+        "pairs",
+        "DPO on soft labels that say how strongly a response is preferred (SPCE)",
+        "Online Self-Preferring Language Models, 2024, arXiv 2405.14103",
+        {"reward": "log_ratio", "link": "logistic", "noise": "strength_label"},
+        {"beta": 0.1, "label": "pairwise"},
+        "this library, the paper's being unknown",
+    ),
     "rationale_dpo": Preset(
         "pairs",
         "DPO, and likelihood of the rationale of each pair",

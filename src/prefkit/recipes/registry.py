@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from prefkit.errors import PrefkitError, unknown
-from prefkit.recipes import calibrated_decoding, curry_dpo, dove, ift, lcpo, madpo, rationales, rdpo, tpo, vpo
+from prefkit.recipes import (
+    calibrated_decoding,
+    curry_dpo,
+    dove,
+    ift,
+    lcpo,
+    madpo,
+    mapl,
+    osp,
+    rationales,
+    rdpo,
+    tpo,
+    vpo,
+)
 from prefkit.recipes.recipe import Recipe
 
 READY = (
@@ -15,6 +28,8 @@ READY = (
     ift.RECIPE,
     lcpo.RECIPE,
     madpo.RECIPE,
+    mapl.RECIPE,
+    osp.RECIPE,
     rationales.RECIPE,
     rdpo.RECIPE,
     tpo.RECIPE,
@@ -34,11 +49,9 @@ PLANNED = (
     Recipe("gpm", "Preference embeddings that can represent cycles", 2024, "arXiv 2410.02197"),
     Recipe("gream", "Recommendation by generative reasoning over item codes", 2025, "arXiv 2510.20815"),
     Recipe("inpo", "Diffusion preference optimisation along inverted trajectories", 2025, "arXiv 2503.18454"),
-    Recipe("mapl", "Preferences at several levels for prompts of many instructions", 2025, "arXiv 2505.12845"),
     Recipe("mcts-dpo", "Step-wise preferences from tree search, learned in rounds", 2024, "arXiv 2405.00451"),
     Recipe("nbpo", "Sampling for implicit feedback that is partly missing", 2020, "arXiv 2007.07204"),
     Recipe("on-policy", "When on-policy samples and negative gradients matter", 2024, "arXiv 2404.14367"),
-    Recipe("osp", "Models that judge their own answers by degree", 2024, "arXiv 2405.14103"),
     Recipe("pal", "Ideal points for people who disagree", 2024, "arXiv 2406.08469"),
     Recipe("prefpaint", "Inpainting aligned with a reward, amplified where it is certain", 2024, "arXiv 2410.21966"),
     Recipe("pro", "Weights of several objectives chosen from the prompt", 2025, "arXiv 2511.10656"),
