@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from prefkit.errors import OptionError
 from prefkit.objectives import (
     PRESETS,
+    SCORED,
     DemonstrationScores,
     PairObjective,
     PairScores,
@@ -20,7 +21,10 @@ from prefkit.objectives import (
     make_objective,
 )
 
-PAIRWISE = [name for name, preset in PRESETS.items() if preset.form == "pairs"]
+# Those that look at nothing but the scores of whole responses.
+PAIRWISE = [
+    name for name, preset in PRESETS.items() if preset.form == "pairs" and not make_objective(name).needs & SCORED
+]
 
 SCORES = PairScores(
     policy_chosen_logps=torch.tensor([-10.0, -12.0, -30.0]),
@@ -79,6 +83,11 @@ NEEDS = {kind: {"reference"} for kind in (*PAIRWISE, "plackett_luce", "all_pairs
     "slic_hf": set(),
     "sft": set(),
     "kto": {"reference", "kl"},
+    "spo": {"reference", "tokens", "states"},
+    "tdpo1": {"tokens", "token_kl"},
+    "tdpo2": {"tokens", "token_kl"},
+    "sparsepo": {"tokens", "token_kl", "layers"},
+    "mapo": {"tokens", "token_kl", "layers"},
     "ift": {"tokens", "temporal_residual"},
 }
 

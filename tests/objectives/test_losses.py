@@ -16,6 +16,7 @@ from torch import Tensor
 from prefkit.errors import OptionError
 from prefkit.objectives import (
     PRESETS,
+    SCORED,
     PairScores,
     cdpo_loss,
     cpo_loss,
@@ -33,7 +34,10 @@ from prefkit.objectives import (
     slic_loss,
 )
 
-PAIRWISE = [name for name, preset in PRESETS.items() if preset.form == "pairs"]
+# Those that look at nothing but the scores of whole responses.
+PAIRWISE = [
+    name for name, preset in PRESETS.items() if preset.form == "pairs" and not make_objective(name).needs & SCORED
+]
 
 
 def pairs(n: int = 16, seed: int = 0, dtype: torch.dtype = torch.float64) -> PairScores:

@@ -253,7 +253,7 @@ class LanguageScorer(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LanguageScorer:
         # The reference is no submodule, but goes where the policy goes.
         for model in self._reference:
-            model._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's annotation is incomplete
+            model._apply(fn, recurse)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's annotation is incomplete
         return self
 

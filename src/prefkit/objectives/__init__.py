@@ -7,6 +7,13 @@ from prefkit.objectives.compose import (
     Objective,
     PairObjective,
 )
+from prefkit.objectives.degree import (
+    SelfSupervisedDegree,
+    degree_cross_entropy,
+    degree_head_loss,
+    pool_hidden,
+    spo_total_loss,
+)
 from prefkit.objectives.intuitive import (
     IntuitiveFineTuning,
     discounted_cumsum,
@@ -67,6 +74,17 @@ from prefkit.objectives.scores import (
     Targets,
     TokenScores,
 )
+from prefkit.objectives.token_level import (
+    LearnedMask,
+    Masked,
+    activation_mask,
+    sparsepo_loss,
+    sparsity,
+    tdpo_loss,
+    tdpo_rewards,
+    tdpo_sequence_terms,
+    token_terms,
+)
 from prefkit.objectives.unpaired import kto_loss, kto_reference_point
 from prefkit.objectives.weights import strength
 
@@ -85,8 +103,10 @@ __all__ = [
     "IntuitiveFineTuning",
     "LabelObjective",
     "LabelScores",
+    "LearnedMask",
     "ListObjective",
     "ListScores",
+    "Masked",
     "MixesInputs",
     "Objective",
     "PairObjective",
@@ -96,10 +116,12 @@ __all__ = [
     "ResponseScores",
     "Scorer",
     "Scores",
+    "SelfSupervisedDegree",
     "Stateful",
     "Targets",
     "TemporalResidual",
     "TokenScores",
+    "activation_mask",
     "all_pairs_loss",
     "average_log_prob",
     "average_log_ratio",
@@ -107,6 +129,8 @@ __all__ = [
     "cdpo_loss",
     "conservative",
     "cpo_loss",
+    "degree_cross_entropy",
+    "degree_head_loss",
     "discounted_cumsum",
     "dpo_loss",
     "flip_preferences",
@@ -127,6 +151,7 @@ __all__ = [
     "make_objective",
     "orpo_loss",
     "plackett_luce_loss",
+    "pool_hidden",
     "probit",
     "rdpo_loss",
     "relation_weights",
@@ -139,7 +164,14 @@ __all__ = [
     "slic_hinge_loss",
     "slic_loss",
     "soft_labels",
+    "sparsepo_loss",
+    "sparsity",
+    "spo_total_loss",
     "squared",
     "strength",
+    "tdpo_loss",
+    "tdpo_rewards",
+    "tdpo_sequence_terms",
+    "token_terms",
     "weighted_logistic",
 ]

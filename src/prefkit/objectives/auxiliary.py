@@ -7,6 +7,7 @@ fields that it names, and gives one term a pair.
 
 from __future__ import annotations
 
+from prefkit.objectives.degree import DEGREE
 from prefkit.objectives.parts import catalogue
 
-AUXILIARY = catalogue()
+AUXILIARY = catalogue(DEGREE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -15,7 +15,15 @@ from prefkit.comparisons import Companion, Comparison
 from prefkit.errors import OptionError
 from prefkit.objectives.noise import soft_labels
 from prefkit.objectives.parts import AnyPart, Stateful
-from prefkit.objectives.scores import DemonstrationScores, Form, LabelScores, ListScores, PairScores, Scores
+from prefkit.objectives.scores import (
+    Companions,
+    DemonstrationScores,
+    Form,
+    LabelScores,
+    ListScores,
+    PairScores,
+    Scores,
+)
 from prefkit.objectives.unpaired import kto_reference_point
 
 S = TypeVar("S", PairScores, ListScores, LabelScores, DemonstrationScores)
@@ -89,6 +97,13 @@ class Objective(nn.Module, ABC, Generic[S]):
     def summary(self) -> dict[str, Any]:
         """What the parts learned, by part, for the report of a run."""
         return {part.name: found for part in self._states() if (found := part.summary())}
+
+    def weight_groups(self) -> list[tuple[Mapping[str, float], list[nn.Parameter]]]:
+        """The weights that it trains, in groups that the optimizer treats alike, and how it is to treat them."""
+        groups = [(part.group, list(part.parameters())) for part in self._states()]
+        known = {id(weight) for _, weights in groups for weight in weights}
+        groups.append(({}, [weight for weight in self.parameters() if id(weight) not in known]))
+        return [(options, [weight for weight in weights if weight.requires_grad]) for options, weights in groups]
 
     def prepare(self, annotators: Sequence[str] = (), total: Callable[[Tensor], Tensor] | None = None) -> None:
         """Learn what the data hold and how tensors are summed over processes, before training."""
@@ -195,6 +210,9 @@ class PairObjective(Objective[PairScores]):
             losses = losses * self.weights(*self.read(self.weights, scores))
         for place, part in enumerate(self.auxiliary):
             losses = losses + self._auxiliary(place, part, scores)
+        for state in self._states():
+            if (charge := state.charge()) is not None:
+                losses = losses + charge
         return losses
 
     def accompany(self, comparison: Comparison, chosen: int, rejected: int) -> list[tuple[int, Companion]]:
@@ -210,9 +228,12 @@ class PairObjective(Objective[PairScores]):
         fields = self.read(part, scores)
         if (part.part if isinstance(part, Stateful) else part).companions is None:
             return part(*fields)
-        if len(scores.companions) <= place:
+        pairs = len(scores.policy_chosen_logps)
+        if scores.companions is None and pairs:
             raise OptionError(f"objective '{self.name}' needs companions, which these PairScores lack")
-        return part(scores.companions[place], len(scores.policy_chosen_logps), *fields)
+        # No pair of this batch may have any.
+        given = scores.companions or ()
+        return part(given[place] if place < len(given) else _none(scores), pairs, *fields)
 
     def pair_loss(self, scores: PairScores) -> Float[Tensor, " batch"]:
         """The loss of the pairs as if every label were right: neither noise, soft labels nor weights."""
@@ -226,7 +247,8 @@ class PairObjective(Objective[PairScores]):
         """Implicit rewards of chosen and rejected responses, times beta, detached."""
         assert isinstance(scores, PairScores)
         beta = self.link.values.get("beta", 1.0)
-        chosen, rejected = self._rewards(scores)
+        with torch.no_grad():
+            chosen, rejected = self._rewards(scores)
         return beta * chosen.detach(), beta * rejected.detach()
 
     def _rewards(self, scores: PairScores) -> tuple[Tensor, Tensor]:
@@ -236,12 +258,18 @@ class PairObjective(Objective[PairScores]):
         return chosen, rejected
 
 
+def _none(scores: PairScores) -> Companions:
+    nothing = scores.policy_chosen_logps.detach()[:0]
+    return Companions(nothing, nothing.long(), nothing.long(), nothing.long())
+
+
 _SIDES = {
     side: {
         "policy_logps": f"policy_{side}_logps",
         "ref_logps": f"ref_{side}_logps",
         "lengths": f"{side}_lengths",
         "tokens": f"{side}_tokens",
+        "side": f"{side}_side",
     }
     for side in ("chosen", "rejected")
 }

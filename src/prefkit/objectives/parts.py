@@ -112,9 +112,11 @@ class Stateful(nn.Module):
         total: sum of a tensor over all processes; replaced where there are several.
         figures: what it found out about the entries of the last batch, `[batch]` each, for metrics.
         row_figures: names of figures of which the last value of each row of the data is kept and reported.
+        group: how the optimizer treats its weights ("lr", "weight_decay"), where that differs from the model's.
     """
 
     part: Part
+    group: Mapping[str, float] = {}
     row_figures: tuple[str, ...] = ()
 
     def __init__(self) -> None:
@@ -145,6 +147,10 @@ class Stateful(nn.Module):
         Args:
             step: updates before it, those of a run that was resumed included.
         """
+
+    def charge(self) -> Tensor | None:
+        """What its own state costs each entry of the last batch, `[batch]`, added to the loss; None for nothing."""
+        return None
 
     def summary(self) -> Mapping[str, Any]:
         """What it learned, as JSON can hold it, for the report of a run."""

@@ -16,6 +16,7 @@ from pydantic import Field, FiniteFloat, model_validator
 from torch import Tensor
 
 from prefkit.objectives.parts import Part, catalogue
+from prefkit.objectives.token_level import TOKEN_REWARDS
 from prefkit.options import Options
 
 Divergence = Literal["reverse_kl", "forward_kl", "jensen_shannon", "alpha"]
@@ -115,4 +116,5 @@ REWARDS = catalogue(
     Part("average_log_prob", average_log_prob, ("policy_logps", "lengths")),
     Part("average_log_ratio", average_log_ratio, ("policy_logps", "ref_logps", "lengths")),
     Part("log_odds", log_odds, ("policy_logps", "lengths")),
+    *TOKEN_REWARDS,
 )

@@ -8,7 +8,7 @@ recommendations. All log-probabilities are in nats, lengths in tokens (or in the
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -151,7 +151,8 @@ class PairScores:
         margins: a reward model's reward of the chosen response less that of the rejected one, in log-odds.
         chosen_tokens: tokens of the chosen responses, `response` being the pair; None unless asked for.
         rejected_tokens: tokens of the rejected responses.
-        companions: further texts that belong to the pairs, one group for each auxiliary part of the objective.
+        companions: further texts that belong to the pairs, one group for each auxiliary part of the objective that has
+            any here; None unless asked for.
     """
 
     policy_chosen_logps: Float[Tensor, " batch"]
@@ -167,7 +168,10 @@ class PairScores:
     margins: Float[Tensor, " batch"] | None = None
     chosen_tokens: TokenScores | None = None
     rejected_tokens: TokenScores | None = None
-    companions: tuple[Companions, ...] = ()
+    companions: tuple[Companions, ...] | None = None
+    # What a reward whose gradient depends on the side is told of it.
+    chosen_side: ClassVar[str] = "chosen"
+    rejected_side: ClassVar[str] = "rejected"
 
     def swapped(self) -> Self:
         """The same pairs with the roles of the two responses exchanged.
@@ -362,10 +366,10 @@ class Targets:
                     tokens=tokens and tokens.of(own, lengths),
                 )
 
-    def _companions(self, scores: ResponseScores) -> tuple[Companions, ...]:
+    def _companions(self, scores: ResponseScores) -> tuple[Companions, ...] | None:
         """The texts of each auxiliary part, in the order of the parts."""
         if self.companions is None:
-            return ()
+            return None
         found = []
         for part in range(int(self.companions[:, 3].max()) + 1 if len(self.companions) else 0):
             place, entry, label = self.companions[self.companions[:, 3] == part][:, :3].unbind(1)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from prefkit.errors import PrefkitError, unknown
-from prefkit.recipes import ift, rdpo
+from prefkit.recipes import ift, rdpo, sparsepo, spo
 from prefkit.recipes.recipe import Recipe
 
-READY = (ift.RECIPE, rdpo.RECIPE)
+READY = (ift.RECIPE, rdpo.RECIPE, sparsepo.RECIPE, spo.RECIPE)
 
 PLANNED = (
     Recipe("apo", "Momentum for iterated preference optimisation", 2024, "arXiv 2410.06293"),
@@ -45,8 +45,6 @@ PLANNED = (
     Recipe("self-npo", "A negative diffusion model made without data", 2025, "arXiv 2505.11777"),
     Recipe("selfie", "Preference data that a model spreads from a few labels", 2024, "arXiv 2406.04412"),
     Recipe("smpo-diffusion", "Smoothed labels for diffusion preference optimisation", 2025, "arXiv 2506.02698"),
-    Recipe("sparsepo", "Masks that choose the tokens that preference acts on", 2024, "arXiv 2410.05102"),
-    Recipe("spo", "Self-supervised degrees of preference beside alignment", 2024, "arXiv 2409.17791"),
     Recipe("symbolic-mc-prm", "Process rewards from symbolic simulation of reasoning", 2025, "arXiv 2505.20415"),
     Recipe("tpo", "Ranking of whole trees of reasoning paths", 2024, "arXiv 2410.12854"),
     Recipe("unpacking", "What matters in DPO and PPO: data, reward model, prompts", 2024, "arXiv 2406.09279"),
