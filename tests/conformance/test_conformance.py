@@ -21,6 +21,8 @@ PASSING = {
     "curry-dpo": None,
     "ift": None,
     "tpo": None,
+    "spo": None,
+    "sparsepo": None,
     "rso": {"sigmoid_norm_loss", "hinge_norm_loss", "hinge_loss", "slic_loss"},
 }
 

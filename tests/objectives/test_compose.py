@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from prefkit.errors import OptionError
 from prefkit.objectives import (
     PRESETS,
+    SCORED,
     DemonstrationScores,
     PairObjective,
     PairScores,
@@ -22,7 +23,7 @@ from prefkit.objectives import (
     make_objective,
 )
 
-ELSEWHERE = ("lcpo", "madpo", "beta_dpo", "osp")
+ELSEWHERE = ("lcpo", "madpo", "beta_dpo", "osp", "tdpo1", "tdpo2", "sparsepo", "mapo")
 """Methods with state, or with more data than pairs, which have tests of their own."""
 SORTED = {"aot", "aot_unpaired"}  # losses of quantiles, not of pairs
 # Auxiliary terms have tests of their own: soft labels do not touch them, and some need further texts.
@@ -102,6 +103,11 @@ NEEDS = {kind: {"reference"} for kind in (*PAIRWISE, *SORTED, "bco", "plackett_l
     "reward_model": {"rewards"},
     "sft": set(),
     "kto": {"reference", "kl"},
+    "spo": {"reference", "tokens", "states"},
+    "tdpo1": {"tokens", "token_kl"},
+    "tdpo2": {"tokens", "token_kl"},
+    "sparsepo": {"tokens", "token_kl", "layers"},
+    "mapo": {"tokens", "token_kl", "layers"},
     "ift": {"tokens", "temporal_residual"},
     "vpo": {"reference"},
     "osp": {"reference", "strengths"},

@@ -16,6 +16,7 @@ from prefkit.comparisons.instructions import (
     intra_valid,
 )
 from prefkit.comparisons.judging import consistent_feedback
+from prefkit.comparisons.key_content import KeySpan, key_spans, rake_scores, remove_key_content, without_key_content
 from prefkit.comparisons.pairing import Pair, adjacent, all_pairs, best_worst, labels, pairs, ranks
 from prefkit.comparisons.rationales import generate_rationales, rationale_companions, rationale_prompt
 from prefkit.comparisons.reader import BadRow, Comparisons, Skipped, load_comparisons
@@ -49,6 +50,7 @@ __all__ = [
     "InterPair",
     "IntraPair",
     "Judgement",
+    "KeySpan",
     "Label",
     "Message",
     "Pair",
@@ -77,19 +79,23 @@ __all__ = [
     "generate_rationales",
     "inter_order",
     "intra_valid",
+    "key_spans",
     "labels",
     "list_from_tree",
     "load_comparisons",
     "pair_of",
     "pairs",
+    "rake_scores",
     "ranks",
     "ranks_from_order",
     "rationale_companions",
     "rationale_prompt",
+    "remove_key_content",
     "rows_for",
     "split_comparisons",
     "split_steps",
     "to_dict",
     "to_pairs",
+    "without_key_content",
     "write_comparisons",
 ]

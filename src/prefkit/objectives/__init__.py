@@ -4,6 +4,13 @@ from prefkit.objectives.auxiliary import centre
 from prefkit.objectives.batch_adaptive import BatchFilter, BatchLogistic, beta_dpo_batch_beta, beta_dpo_filter
 from prefkit.objectives.calibration import CalibrationTerms, calibration_objective, calibration_terms, pearson_loss
 from prefkit.objectives.compose import DemonstrationObjective, LabelObjective, ListObjective, Objective, PairObjective
+from prefkit.objectives.degree import (
+    SelfSupervisedDegree,
+    degree_cross_entropy,
+    degree_head_loss,
+    pool_hidden,
+    spo_total_loss,
+)
 from prefkit.objectives.graded import (
     StepScores,
     adaptive_step_score,
@@ -125,6 +132,17 @@ from prefkit.objectives.tabular import (
     vpo_policy_objective,
     vpo_reward_objective,
 )
+from prefkit.objectives.token_level import (
+    LearnedMask,
+    Masked,
+    activation_mask,
+    sparsepo_loss,
+    sparsity,
+    tdpo_loss,
+    tdpo_rewards,
+    tdpo_sequence_terms,
+    token_terms,
+)
 from prefkit.objectives.transport import aot, aot_unpaired
 from prefkit.objectives.unpaired import bco_loss, kto_loss, kto_reference_point
 from prefkit.objectives.value import VpoLoss, value, vpo_loss
@@ -152,9 +170,11 @@ __all__ = [
     "LabelObjective",
     "LabelScores",
     "LatentLabels",
+    "LearnedMask",
     "LevelsLoss",
     "ListObjective",
     "ListScores",
+    "Masked",
     "MixesInputs",
     "Objective",
     "PairObjective",
@@ -168,6 +188,7 @@ __all__ = [
     "RewardObjective",
     "Scorer",
     "Scores",
+    "SelfSupervisedDegree",
     "Stateful",
     "StepScores",
     "StrengthLabels",
@@ -175,6 +196,7 @@ __all__ = [
     "TemporalResidual",
     "TokenScores",
     "VpoLoss",
+    "activation_mask",
     "adaptive_step_score",
     "adaptive_step_weights",
     "all_pairs_loss",
@@ -198,6 +220,8 @@ __all__ = [
     "centre",
     "conservative",
     "cpo_loss",
+    "degree_cross_entropy",
+    "degree_head_loss",
     "discopop",
     "discounted_cumsum",
     "dpo_loss",
@@ -246,6 +270,7 @@ __all__ = [
     "orpo_loss",
     "pearson_loss",
     "plackett_luce_loss",
+    "pool_hidden",
     "population_target_margin",
     "probit",
     "rank_positions",
@@ -269,7 +294,10 @@ __all__ = [
     "slic_hinge_loss",
     "slic_loss",
     "soft_labels",
+    "sparsepo_loss",
+    "sparsity",
     "spce_loss",
+    "spo_total_loss",
     "sppo",
     "squared",
     "step_margins",
@@ -277,6 +305,10 @@ __all__ = [
     "strength",
     "strength_labels",
     "tally_labels",
+    "tdpo_loss",
+    "tdpo_rewards",
+    "tdpo_sequence_terms",
+    "token_terms",
     "value",
     "vpo_loss",
     "vpo_policy_objective",

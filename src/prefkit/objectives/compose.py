@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -102,6 +102,13 @@ class Objective(nn.Module, ABC, Generic[S]):
     def summary(self) -> dict[str, Any]:
         """What the parts learned, by part, for the report of a run."""
         return {part.name: found for part in self.stateful if (found := part.summary())}
+
+    def weight_groups(self) -> list[tuple[Mapping[str, float], list[nn.Parameter]]]:
+        """The weights that it trains, in groups that the optimizer treats alike, and how it is to treat them."""
+        groups = [(part.group, list(part.parameters())) for part in self.stateful]
+        known = {id(weight) for _, weights in groups for weight in weights}
+        groups.append(({}, [weight for weight in self.parameters() if id(weight) not in known]))
+        return [(options, [weight for weight in weights if weight.requires_grad]) for options, weights in groups]
 
     def prepare(self, annotators: Sequence[str] = (), total: Callable[[Tensor], Tensor] | None = None) -> None:
         """Learn what the data hold and how tensors are summed over processes, before training."""
@@ -237,6 +244,9 @@ class PairObjective(Objective[PairScores]):
             losses = losses * self.weights(*self.read(self.weights, scores))
         for place, part in enumerate(self.auxiliary):
             losses = losses + self._auxiliary(place, part, scores)
+        for state in self.stateful:
+            if (charge := state.charge()) is not None:
+                losses = losses + charge
         return losses
 
     @property
@@ -288,11 +298,12 @@ class PairObjective(Objective[PairScores]):
         fields = self.read(part, scores)
         if _plain(part).companions is None:
             return part(*fields)
-        if scores.companions is None:
+        pairs = len(scores.policy_chosen_logps)
+        if scores.companions is None and pairs:
             raise OptionError(f"objective '{self.name}' needs companions, which these PairScores lack")
         # No pair of a batch may have any.
-        given = scores.companions[place] if place < len(scores.companions) else Companions.none(scores)
-        return part(given, len(scores.policy_chosen_logps), *fields)
+        found = scores.companions or ()
+        return part(found[place] if place < len(found) else Companions.none(scores), pairs, *fields)
 
     def pair_loss(self, scores: PairScores) -> Float[Tensor, " batch"]:
         """The loss of the pairs as if every label were right: neither noise, soft labels nor weights."""
@@ -307,7 +318,8 @@ class PairObjective(Objective[PairScores]):
         """Implicit rewards of chosen and rejected responses, times beta, detached."""
         assert isinstance(scores, PairScores)
         beta = self.link.values.get("beta", 1.0)
-        chosen, rejected = self._rewards(scores)
+        with torch.no_grad():
+            chosen, rejected = self._rewards(scores)
         return beta * chosen.detach(), beta * rejected.detach()
 
     def _rewards(self, scores: PairScores) -> tuple[Tensor, Tensor]:
@@ -329,6 +341,7 @@ _SIDES = {
         "lengths": f"{side}_lengths",
         "tokens": f"{side}_tokens",
         "other_lengths": f"{other}_lengths",
+        "side": f"{side}_side",
     }
     for side, other in (("chosen", "rejected"), ("rejected", "chosen"))
 }

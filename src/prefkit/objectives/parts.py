@@ -143,9 +143,11 @@ class Stateful(nn.Module):
         row_figures: names of figures of which the last value of each row of the data is kept and reported.
         one_way: it looks at pairs as they were labelled, so soft labels mean nothing to it, and, to a link, noise
             corrections neither.
+        group: how the optimizer treats its weights ("lr", "weight_decay"), where that differs from the model's.
     """
 
     part: Part
+    group: Mapping[str, float] = {}
     row_figures: tuple[str, ...] = ()
     one_way: bool = False
 
@@ -184,6 +186,10 @@ class Stateful(nn.Module):
         Args:
             pass_ended: the update was the last of a pass over the data.
         """
+
+    def charge(self) -> Tensor | None:
+        """What its own state costs each entry of the last batch, `[batch]`, added to the loss; None for nothing."""
+        return None
 
     def summary(self) -> Mapping[str, Any]:
         """What it learned, as JSON can hold it, for the report of a run."""

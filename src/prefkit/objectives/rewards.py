@@ -18,6 +18,7 @@ from torch import Tensor
 from prefkit.errors import OptionError
 from prefkit.objectives.parts import Part, catalogue
 from prefkit.objectives.scores import TokenScores
+from prefkit.objectives.token_level import TOKEN_REWARDS
 from prefkit.options import Options
 
 Divergence = Literal["reverse_kl", "forward_kl", "jensen_shannon", "alpha"]
@@ -170,4 +171,5 @@ REWARDS = catalogue(
         SharedLengthOptions,
         requires=frozenset({"reference"}),
     ),
+    *TOKEN_REWARDS,
 )

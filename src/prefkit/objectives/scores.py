@@ -8,7 +8,7 @@ recommendations. All log-probabilities are in nats, lengths in tokens (or in the
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -176,6 +176,9 @@ class PairScores:
     chosen_tokens: TokenScores | None = None
     rejected_tokens: TokenScores | None = None
     companions: tuple[Companions, ...] | None = None
+    # What a reward whose gradient depends on the side is told of it.
+    chosen_side: ClassVar[str] = "chosen"
+    rejected_side: ClassVar[str] = "rejected"
 
     def swapped(self) -> Self:
         """The same pairs with the roles of the two responses exchanged.

@@ -16,6 +16,8 @@ from prefkit.recipes import (
     osp,
     rationales,
     rdpo,
+    sparsepo,
+    spo,
     tpo,
     vpo,
 )
@@ -32,6 +34,8 @@ READY = (
     osp.RECIPE,
     rationales.RECIPE,
     rdpo.RECIPE,
+    sparsepo.RECIPE,
+    spo.RECIPE,
     tpo.RECIPE,
     vpo.RECIPE,
 )
@@ -63,8 +67,6 @@ PLANNED = (
     Recipe("self-npo", "A negative diffusion model made without data", 2025, "arXiv 2505.11777"),
     Recipe("selfie", "Preference data that a model spreads from a few labels", 2024, "arXiv 2406.04412"),
     Recipe("smpo-diffusion", "Smoothed labels for diffusion preference optimisation", 2025, "arXiv 2506.02698"),
-    Recipe("sparsepo", "Masks that choose the tokens that preference acts on", 2024, "arXiv 2410.05102"),
-    Recipe("spo", "Self-supervised degrees of preference beside alignment", 2024, "arXiv 2409.17791"),
     Recipe("symbolic-mc-prm", "Process rewards from symbolic simulation of reasoning", 2025, "arXiv 2505.20415"),
     Recipe("unpacking", "What matters in DPO and PPO: data, reward model, prompts", 2024, "arXiv 2406.09279"),
     Recipe("upo", "Self-training that trusts pairs by their uncertainty", 2024, "arXiv 2409.11212"),

@@ -245,10 +245,10 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is untyp
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer of the scorer's weights and of those that the objective trains."""
         optimizer: torch.optim.Optimizer = super().create_optimizer(*(() if model is None else (model,)))
-        own = [weight for weight in self.objective.parameters() if weight.requires_grad]
         known = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
-        if own and id(own[0]) not in known:
-            optimizer.add_param_group({"params": own})
+        for options, weights in self.objective.weight_groups():
+            if weights and id(weights[0]) not in known:
+                optimizer.add_param_group({"params": weights, **options})
         return optimizer
 
     def write_rows(self, path: Path) -> None:
