@@ -371,6 +371,11 @@ class ListObjective(Objective[ListScores]):
                 f"objective '{name}': reward '{reward.name}' goes by the length of the other response of a pair, and a "
                 "response of a list has many others"
             )
+        if "side" in reward.takes:
+            raise OptionError(
+                f"objective '{name}': reward '{reward.name}' treats chosen and rejected responses differently, and those "
+                "of a list are neither"
+            )
         if noise is not None and not _plain(ranking).pairwise:
             raise OptionError(
                 f"objective '{name}': ranking '{ranking.name}' is no mean over pairs, and a rate of wrong labels says "
