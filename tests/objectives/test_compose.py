@@ -79,6 +79,9 @@ NEEDS = {kind: {"reference"} for kind in (*PAIRWISE, "plackett_luce", "all_pairs
     "slic_hf": set(),
     "sft": set(),
     "kto": {"reference", "kl"},
+    "calibration": {"ratings"},
+    "plr": {"reference", "ratings"},
+    "tpo": {"reference", "ratings", "tokens", "states", "steps"},
 }
 
 

@@ -113,6 +113,11 @@ class Part:
         return replace(self, values=self.options.parse(values, where).model_dump())
 
 
+def _of_one_process(tensor: Tensor) -> Tensor:
+    """The sum over processes where there is one. A function with a name, so that objectives can be pickled."""
+    return tensor
+
+
 class Stateful(nn.Module):
     """A part that holds state or weights: it is moved, trained, saved and restored with its objective.
 
@@ -130,7 +135,7 @@ class Stateful(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.total: Callable[[Tensor], Tensor] = lambda tensor: tensor
+        self.total: Callable[[Tensor], Tensor] = _of_one_process
         self.figures: dict[str, Tensor] = {}
 
     def prepare(self, annotators: Sequence[str]) -> None:
