@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from prefkit import objectives as o
+from prefkit.comparisons import Comparison, Ratings, ranks
 
 
 def one(tensor: Tensor) -> Tensor:
@@ -48,12 +49,11 @@ def plr(x: dict[str, Any]) -> dict[str, Any]:
 
 
 def unweighted(x: dict[str, Any]) -> dict[str, Any]:
-    ranks = o.rank_positions(one(x["values"]), whole(x["values"]))
-    tied = x["values"][:, None] == x["values"][None]
-    ranks = torch.where(tied, ranks, len(x["values"]) + 1).amin(1)[None]
+    values = tuple(x["values"].tolist())
+    order = torch.tensor([ranks(Comparison(("prompt",), ("response",) * len(values), Ratings(values)))])
     rewards = o.log_ratio(one(x["policy_logps"]), one(x["ref_logps"]))
     objective = o.make_objective({"kind": "all_pairs", "beta": x["beta"]})
-    return {"losses": objective.ranking(rewards, ranks, whole(x["values"]))}
+    return {"losses": objective.ranking(rewards, order, whole(x["values"]))}
 
 
 def step_weights(x: dict[str, Any]) -> dict[str, Any]:

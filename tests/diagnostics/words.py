@@ -48,6 +48,12 @@ class WordScorer(torch.nn.Module):
     def encoding_key(self) -> str:
         return "words"
 
+    def provide(self, needs: frozenset[str]) -> None:
+        raise AssertionError("an evaluation needs nothing beyond log-probabilities")
+
+    def refresh_reference(self, *, keep: bool = False) -> None:
+        raise AssertionError("an evaluation changes no reference")
+
     def reference_key(self) -> str:
         return "four"
 

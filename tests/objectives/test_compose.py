@@ -118,6 +118,9 @@ NEEDS = {kind: {"reference"} for kind in (*PAIRWISE, *SORTED, "bco", "plackett_l
     "lcpo": {"reference"},
     "madpo": {"reference", "margins"},
     "beta_dpo": {"reference"},
+    "calibration": {"ratings"},
+    "plr": {"reference", "ratings"},
+    "tpo": {"reference", "ratings", "tokens", "states", "steps"},
 }
 
 
