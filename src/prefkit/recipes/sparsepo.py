@@ -1,7 +1,7 @@
 """SparsePO: a learned mask finds the tokens that preference hangs on, and the policy moves nowhere else.
 
-Known answer: only the token after a marker matters to the score of a sequence. The mask should be 0 everywhere else, and
-the policy should keep to the reference there. Honest limit: DPO stopped early reaches the same reward at the same
+Known answer: only the token after a marker matters to the score of a sequence. The mask should be 0 everywhere else,
+and the policy should keep to the reference there. Honest limit: DPO stopped early reaches the same reward at the same
 divergence; what masks add is that the divergence stays flat from then on.
 """
 
@@ -48,7 +48,7 @@ class Policy(nn.Module):
         self.layers = nn.ModuleList([nn.Linear(WIDTH, WIDTH) for _ in range(2)])
         self.head = nn.Linear(WIDTH, VOCABULARY)
 
-    def forward(self, context: Int[Tensor, "..."]) -> tuple[Tensor, Tensor]:
+    def forward(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the next token, and the states of every layer, `[..., layers, width]`."""
         state, states = self.embed(context), []
         for layer in self.layers:
@@ -152,13 +152,17 @@ def train(
     for _ in range(EPOCHS):
         for rows in torch.randperm(PAIRS, generator=generator).split(BATCH):
             better, worse = (scores(policy, reference, side[rows]) for side in (chosen, rejected))
-            sums = [
-                tokens.total(values, len(rows))
-                for values in ("policy_logps", "ref_logps")
-                for tokens, values in ((better, getattr(better, values)), (worse, getattr(worse, values)))
-            ]
             optimiser.zero_grad()
-            losses = objective(PairScores(*sums, chosen_tokens=better, rejected_tokens=worse))
+            losses = objective(
+                PairScores(
+                    better.total(better.policy_logps, len(rows)),
+                    worse.total(worse.policy_logps, len(rows)),
+                    better.total(better.ref_logps, len(rows)),
+                    worse.total(worse.ref_logps, len(rows)),
+                    chosen_tokens=better,
+                    rejected_tokens=worse,
+                )
+            )
             losses.mean().backward()  # type: ignore[no-untyped-call]  # torch's annotation is incomplete
             optimiser.step()
 
