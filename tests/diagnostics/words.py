@@ -48,9 +48,6 @@ class WordScorer(torch.nn.Module):
     def encoding_key(self) -> str:
         return "words"
 
-    def provide(self, needs: frozenset[str]) -> None:
-        raise AssertionError("an evaluation needs nothing beyond log-probabilities")
-
     def refresh_reference(self, *, keep: bool = False) -> None:
         raise AssertionError("an evaluation changes no reference")
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from prefkit.errors import OptionError
 from prefkit.objectives import (
     PRESETS,
-    SCORED,
     DemonstrationScores,
     PairObjective,
     PairScores,

@@ -373,8 +373,8 @@ class ListObjective(Objective[ListScores]):
             )
         if "side" in reward.takes:
             raise OptionError(
-                f"objective '{name}': reward '{reward.name}' treats chosen and rejected responses differently, and those "
-                "of a list are neither"
+                f"objective '{name}': reward '{reward.name}' treats chosen and rejected responses differently, and "
+                "those of a list are neither"
             )
         if noise is not None and not _plain(ranking).pairwise:
             raise OptionError(

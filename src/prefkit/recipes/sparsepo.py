@@ -150,8 +150,10 @@ def train(
         if weights:
             optimiser.add_param_group({"params": weights, **options})
     for _ in range(EPOCHS):
-        for rows in torch.randperm(PAIRS, generator=generator).split(BATCH):
+        for rows in torch.split(torch.randperm(PAIRS, generator=generator), BATCH):
             better, worse = (scores(policy, reference, side[rows]) for side in (chosen, rejected))
+            assert better.ref_logps is not None
+            assert worse.ref_logps is not None
             optimiser.zero_grad()
             losses = objective(
                 PairScores(
