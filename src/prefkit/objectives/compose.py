@@ -60,7 +60,10 @@ class Objective(nn.Module, ABC, Generic[S]):
         self.batch_mean: Callable[[Tensor], Tensor] = torch.mean
         flat = [part for value in self.parts.values() for part in (value if isinstance(value, tuple) else (value,))]
         self.needs: frozenset[str] = frozenset().union(*(part.needs for part in flat))
-        self.stateful = nn.ModuleList([part for part in flat if isinstance(part, Stateful)])
+        self.stateful = tuple(part for part in flat if isinstance(part, Stateful))
+        # A part in a role of its own is a module of the objective by being its attribute; one in a list is not.
+        listed = [part for value in self.parts.values() if isinstance(value, tuple) for part in value]
+        self.terms = nn.ModuleList([part for part in listed if isinstance(part, Stateful)])
 
     if TYPE_CHECKING:
 
@@ -88,45 +91,42 @@ class Objective(nn.Module, ABC, Generic[S]):
 
     def figures(self) -> dict[str, Float[Tensor, " batch"]]:
         """What the parts found out about the entries of the last batch, detached, for metrics."""
-        return {name: figure for part in self._states() for name, figure in part.figures.items()}
+        return {name: figure for part in self.stateful for name, figure in part.figures.items()}
 
     def row_figures(self) -> tuple[str, ...]:
         """Names of figures of which the last value of each row of the data is kept and reported."""
-        return tuple(name for part in self._states() for name in part.row_figures)
+        return tuple(name for part in self.stateful for name in part.row_figures)
 
     def summary(self) -> dict[str, Any]:
         """What the parts learned, by part, for the report of a run."""
-        return {part.name: found for part in self._states() if (found := part.summary())}
+        return {part.name: found for part in self.stateful if (found := part.summary())}
 
     def weight_groups(self) -> list[tuple[Mapping[str, float], list[nn.Parameter]]]:
         """The weights that it trains, in groups that the optimizer treats alike, and how it is to treat them."""
-        groups = [(part.group, list(part.parameters())) for part in self._states()]
+        groups = [(part.group, list(part.parameters())) for part in self.stateful]
         known = {id(weight) for _, weights in groups for weight in weights}
         groups.append(({}, [weight for weight in self.parameters() if id(weight) not in known]))
         return [(options, [weight for weight in weights if weight.requires_grad]) for options, weights in groups]
 
     def prepare(self, annotators: Sequence[str] = (), total: Callable[[Tensor], Tensor] | None = None) -> None:
         """Learn what the data hold and how tensors are summed over processes, before training."""
-        for part in self._states():
+        for part in self.stateful:
             part.total = total or part.total
             part.prepare(annotators)
 
     def equip(self, scorer: object) -> None:
         """Let the parts meet the scorer, once it provides what they need and before anything is encoded."""
-        for part in self._states():
+        for part in self.stateful:
             part.equip(scorer)
 
     def advance(self, step: int) -> None:
         """Tell the parts that an update of the model begins; `step` were made before it."""
-        for part in self._states():
+        for part in self.stateful:
             part.advance(step)
 
     def accompany(self, comparison: Comparison, chosen: int, rejected: int) -> list[tuple[int, Companion]]:
         """Further texts of a pair that are scored with it, each with the place of the part that asks for it."""
         return []
-
-    def _states(self) -> list[Stateful]:
-        return [part for part in self.stateful if isinstance(part, Stateful)]
 
     def read(self, part: Any, scores: object, names: dict[str, str] | None = None) -> list[Tensor]:
         """The fields of the scores that a part takes.
@@ -210,7 +210,7 @@ class PairObjective(Objective[PairScores]):
             losses = losses * self.weights(*self.read(self.weights, scores))
         for place, part in enumerate(self.auxiliary):
             losses = losses + self._auxiliary(place, part, scores)
-        for state in self._states():
+        for state in self.stateful:
             if (charge := state.charge()) is not None:
                 losses = losses + charge
         return losses

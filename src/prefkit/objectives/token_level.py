@@ -342,10 +342,10 @@ def sparsity(mask: Mask, response_mask: Bool[Tensor, "batch length"] | Float[Ten
 class LearnedMask(nn.Module):
     """A mask that is learned with the policy, from the reference's hidden states; exact zeros come from ReLU.
 
-    `simple_all` weighs a token by ReLU(sum_l v_l a_l) with a_l = ReLU(w_l . LayerNorm(h_l) + b_l) of layer l; all layers
-    have one LayerNorm. `simple_last` is ReLU(w . h + b) of the last layer. `ml_all`, `ml_last` have a layer of 200 units
-    instead of w. `binary_all`, `binary_last` are 1 where the simple one is positive; they take no gradient. `random` is
-    uniform in [0, 1), drawn anew each time. The last three are ablations.
+    `simple_all` weighs a token by ReLU(sum_l v_l a_l) with a_l = ReLU(w_l . LayerNorm(h_l) + b_l) of layer l; all
+    layers have one LayerNorm. `simple_last` is ReLU(w . h + b) of the last layer. `ml_all`, `ml_last` have a layer of
+    200 units instead of w. `binary_all`, `binary_last` are 1 where the simple one is positive; they take no gradient.
+    `random` is uniform in [0, 1), drawn anew each time. The last three are ablations.
 
     Biases begin at 0.5 and v at 1 / layers, so that no mask is dead from the start.
 

@@ -1,7 +1,7 @@
 """SparsePO: a learned mask finds the tokens that preference hangs on, and the policy moves nowhere else.
 
-Known answer: only the token after a marker matters to the score of a sequence. The mask should be 0 everywhere else, and
-the policy should keep to the reference there. Honest limit: DPO stopped early reaches the same reward at the same
+Known answer: only the token after a marker matters to the score of a sequence. The mask should be 0 everywhere else,
+and the policy should keep to the reference there. Honest limit: DPO stopped early reaches the same reward at the same
 divergence; what masks add is that the divergence stays flat from then on.
 """
 
@@ -48,7 +48,7 @@ class Policy(nn.Module):
         self.layers = nn.ModuleList([nn.Linear(WIDTH, WIDTH) for _ in range(2)])
         self.head = nn.Linear(WIDTH, VOCABULARY)
 
-    def forward(self, context: Int[Tensor, "..."]) -> tuple[Tensor, Tensor]:
+    def forward(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the next token, and the states of every layer, `[..., layers, width]`."""
         state, states = self.embed(context), []
         for layer in self.layers:
@@ -150,28 +150,34 @@ def train(
         if weights:
             optimiser.add_param_group({"params": weights, **options})
     for _ in range(EPOCHS):
-        for rows in torch.randperm(PAIRS, generator=generator).split(BATCH):
-            better, worse = (scores(policy, reference, side[rows]) for side in (chosen, rejected))
-            sums = [
-                tokens.total(values, len(rows))
-                for values in ("policy_logps", "ref_logps")
-                for tokens, values in ((better, getattr(better, values)), (worse, getattr(worse, values)))
-            ]
+        for rows in torch.split(torch.randperm(PAIRS, generator=generator), BATCH):
+            (better, ref_better), (worse, ref_worse) = (
+                scores(policy, reference, side[rows]) for side in (chosen, rejected)
+            )
             optimiser.zero_grad()
-            losses = objective(PairScores(*sums, chosen_tokens=better, rejected_tokens=worse))
+            losses = objective(
+                PairScores(
+                    better.total(better.policy_logps, len(rows)),
+                    worse.total(worse.policy_logps, len(rows)),
+                    ref_better,
+                    ref_worse,
+                    chosen_tokens=better,
+                    rejected_tokens=worse,
+                )
+            )
             losses.mean().backward()  # type: ignore[no-untyped-call]  # torch's annotation is incomplete
             optimiser.step()
 
 
-def scores(policy: Policy, reference: Policy, tokens: Int[Tensor, "count length"]) -> TokenScores:
-    """Scores of the tokens of some sequences."""
+def scores(policy: Policy, reference: Policy, tokens: Int[Tensor, "count length"]) -> tuple[TokenScores, Tensor]:
+    """Scores of the tokens of some sequences, and log-probabilities of the sequences under the reference."""
     with torch.no_grad():
         ref_logits, layers = reference(before(tokens))
     logps, ratios, kls = token_terms(policy(before(tokens))[0], ref_logits, tokens)
+    ref_logps = (logps - ratios).detach()
     owner = torch.arange(len(tokens)).repeat_interleave(LENGTH)
-    return TokenScores(
-        logps.flatten(), owner, (logps - ratios).detach().flatten(), kls.flatten(), layers=layers.flatten(0, 1)
-    )
+    found = TokenScores(logps.flatten(), owner, ref_logps.flatten(), kls.flatten(), layers=layers.flatten(0, 1))
+    return found, ref_logps.sum(1)
 
 
 def sample(policy: Policy, generator: torch.Generator) -> Int[Tensor, "samples length"]:
