@@ -151,16 +151,16 @@ def train(
             optimiser.add_param_group({"params": weights, **options})
     for _ in range(EPOCHS):
         for rows in torch.split(torch.randperm(PAIRS, generator=generator), BATCH):
-            better, worse = (scores(policy, reference, side[rows]) for side in (chosen, rejected))
-            assert better.ref_logps is not None
-            assert worse.ref_logps is not None
+            (better, ref_better), (worse, ref_worse) = (
+                scores(policy, reference, side[rows]) for side in (chosen, rejected)
+            )
             optimiser.zero_grad()
             losses = objective(
                 PairScores(
                     better.total(better.policy_logps, len(rows)),
                     worse.total(worse.policy_logps, len(rows)),
-                    better.total(better.ref_logps, len(rows)),
-                    worse.total(worse.ref_logps, len(rows)),
+                    ref_better,
+                    ref_worse,
                     chosen_tokens=better,
                     rejected_tokens=worse,
                 )
@@ -169,15 +169,15 @@ def train(
             optimiser.step()
 
 
-def scores(policy: Policy, reference: Policy, tokens: Int[Tensor, "count length"]) -> TokenScores:
-    """Scores of the tokens of some sequences."""
+def scores(policy: Policy, reference: Policy, tokens: Int[Tensor, "count length"]) -> tuple[TokenScores, Tensor]:
+    """Scores of the tokens of some sequences, and log-probabilities of the sequences under the reference."""
     with torch.no_grad():
         ref_logits, layers = reference(before(tokens))
     logps, ratios, kls = token_terms(policy(before(tokens))[0], ref_logits, tokens)
+    ref_logps = (logps - ratios).detach()
     owner = torch.arange(len(tokens)).repeat_interleave(LENGTH)
-    return TokenScores(
-        logps.flatten(), owner, (logps - ratios).detach().flatten(), kls.flatten(), layers=layers.flatten(0, 1)
-    )
+    found = TokenScores(logps.flatten(), owner, ref_logps.flatten(), kls.flatten(), layers=layers.flatten(0, 1))
+    return found, ref_logps.sum(1)
 
 
 def sample(policy: Policy, generator: torch.Generator) -> Int[Tensor, "samples length"]:
