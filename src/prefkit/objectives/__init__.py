@@ -145,7 +145,7 @@ from prefkit.objectives.token_level import (
 )
 from prefkit.objectives.transport import aot, aot_unpaired
 from prefkit.objectives.unpaired import bco_loss, kto_loss, kto_reference_point
-from prefkit.objectives.value import VpoLoss, value, vpo_loss
+from prefkit.objectives.values import VpoLoss, value_term, vpo_loss
 from prefkit.objectives.weights import strength, wpo
 
 __all__ = [
@@ -309,7 +309,7 @@ __all__ = [
     "tdpo_rewards",
     "tdpo_sequence_terms",
     "token_terms",
-    "value",
+    "value_term",
     "vpo_loss",
     "vpo_policy_objective",
     "vpo_reward_objective",

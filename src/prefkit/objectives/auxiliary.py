@@ -17,7 +17,7 @@ from prefkit.objectives.degree import DEGREE
 from prefkit.objectives.levels import InterOptions, IntraOptions, inter, intra
 from prefkit.objectives.parts import Part, catalogue
 from prefkit.objectives.rationales import Rationale, RationaleOptions
-from prefkit.objectives.value import ValueOptions, value
+from prefkit.objectives.values import ValueOptions, value_term
 from prefkit.options import Options
 
 
@@ -56,6 +56,6 @@ AUXILIARY = catalogue(
         companions=inter_companions,
     ),
     Part("rationale", Rationale, options=RationaleOptions, companions=rationale_companions),
-    Part("value", value, ("policy_chosen_logps", "ref_chosen_logps"), ValueOptions),
+    Part("value", value_term, ("policy_chosen_logps", "ref_chosen_logps"), ValueOptions),
     DEGREE,
 )

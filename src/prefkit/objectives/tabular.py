@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from prefkit.errors import OptionError
-from prefkit.objectives.value import VpoLoss, check_value
+from prefkit.objectives.values import VpoLoss, check_value
 
 
 def optimal_policy(

@@ -10,7 +10,7 @@ import torch
 from tests.objectives.builtin import losses, some_comparisons, train
 
 from prefkit.errors import OptionError
-from prefkit.objectives import PairScores, make_objective, value, vpo_loss
+from prefkit.objectives import PairScores, make_objective, value_term, vpo_loss
 
 SCORES = PairScores(
     *(torch.tensor(x, dtype=torch.float64) for x in ([-9.0, -4.0], [-8.0, -9.0], [-7.0, -6.0], [-7.0, -7.0]))
@@ -20,9 +20,9 @@ CALIBRATION = (torch.tensor([-3.0, -5.0, -9.0]), torch.tensor([-4.0, -4.0, -4.0]
 
 
 def test_value_by_hand() -> None:
-    pessimistic = value(torch.tensor([-3.0, -5.0]), torch.tensor([-4.0, -4.0]), beta=0.5, alpha=3.0, sign=-1)
+    pessimistic = value_term(torch.tensor([-3.0, -5.0]), torch.tensor([-4.0, -4.0]), beta=0.5, alpha=3.0, sign=-1)
     assert pessimistic.tolist() == [-1.5, 1.5]
-    assert (-pessimistic).tolist() == value(
+    assert (-pessimistic).tolist() == value_term(
         torch.tensor([-3.0, -5.0]), torch.tensor([-4.0, -4.0]), beta=0.5, alpha=3.0, sign=1
     ).tolist()
 

@@ -20,13 +20,13 @@ from prefkit.objectives.losses import dpo_loss
 
 
 class ValueOptions(Temperature):
-    """Options of `value`."""
+    """Options of `value_term`."""
 
     alpha: FiniteFloat = Field(0.1, ge=0, description="strength of the term relative to the mean over pairs")
     sign: Literal[-1, 1] = Field(-1, description="-1 for pessimism (offline), 1 for optimism (online)")
 
 
-def value(
+def value_term(
     policy_logps: Float[Tensor, " batch"],
     ref_logps: Float[Tensor, " batch"],
     *,
@@ -108,7 +108,7 @@ def vpo_loss(
         raise OptionError("log-probabilities must be numbers, got nan")
     losses = dpo_loss(*pairs, beta=beta)
     nll = losses.sum() if reduction == "sum" else losses.mean()
-    term = value(policy_cal_logps, ref_cal_logps, beta=beta, alpha=alpha, sign=sign).mean()
+    term = value_term(policy_cal_logps, ref_cal_logps, beta=beta, alpha=alpha, sign=sign).mean()
     return VpoLoss(nll, term, nll + term)
 
 
