@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from prefkit.diagnostics import Interval
 from prefkit.language import mix_embeddings, one_step_ahead_ids
@@ -24,7 +23,7 @@ DIGITS, LENGTH = 4, 8
 BEGIN, SEPARATOR, VOCABULARY = 10, 11, 12
 PROMPT = DIGITS + 2
 TRAINING, TEST = 1500, 1000
-STEPS, BATCH = 700, 96
+STEPS, BATCH, WIDTH = 700, 96, 48
 METHODS = {"SFT": (0.0, 0.0), "IFT": (0.2, 0.95)}
 """Lambda and gamma of each method; with 0 and 0 the loss is that of supervised fine-tuning."""
 
@@ -37,8 +36,7 @@ def run(seed: int) -> Figures:
     training, test = sequences[:TRAINING], sequences[TRAINING:]
     figures = {}
     for name, (share, gamma) in METHODS.items():
-        model = train(training, share, gamma, seed)
-        figures[f"{name} error"] = 1.0 - exact_match(model, test)
+        figures[f"{name} error"] = 1.0 - exact_match(train(training, share, gamma, seed), test)
     return figures
 
 
@@ -53,50 +51,54 @@ def demonstrations(numbers: Int[Tensor, " n"]) -> Int[Tensor, "n length"]:
     return torch.cat([edges[0], digits, edges[1], torch.stack(response, dim=1)], dim=1)
 
 
-def train(sequences: Int[Tensor, "n length"], share: float, gamma: float, seed: int) -> GPT2LMHeadModel:
-    """A small transformer, trained on demonstrations; both methods see the same weights and batches first."""
+class Policy(nn.Module):
+    """A small causal transformer that reads embeddings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.place = nn.Embedding(VOCABULARY, WIDTH), nn.Embedding(PROMPT + LENGTH, WIDTH)
+        layer = nn.TransformerEncoderLayer(WIDTH, 4, 2 * WIDTH, dropout=0.0, activation="gelu", batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(WIDTH, VOCABULARY)
+
+    def forward(self, embeds: Float[Tensor, "batch length width"]) -> Float[Tensor, "batch length vocabulary"]:
+        """Logits of the next token at each place."""
+        length = embeds.shape[1]
+        past = nn.Transformer.generate_square_subsequent_mask(length)
+        logits: Tensor = self.head(self.layers(embeds + self.place.weight[:length], mask=past, is_causal=True))
+        return logits
+
+
+def train(sequences: Int[Tensor, "n length"], share: float, gamma: float, seed: int) -> Policy:
+    """A policy trained on demonstrations; both methods begin with the same weights and see the same batches."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        size = PROMPT + LENGTH
-        config = GPT2Config(
-            vocab_size=VOCABULARY,
-            n_positions=size,
-            n_embd=48,
-            n_layer=2,
-            n_head=4,
-            n_inner=96,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            bos_token_id=BEGIN,
-            eos_token_id=SEPARATOR,
-        )
-        model = GPT2LMHeadModel(config)
+        policy = Policy()
     generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
-    embed = model.get_input_embeddings()
+    optimiser = torch.optim.AdamW(policy.parameters(), lr=2e-3, weight_decay=0.01)
     for _ in range(STEPS):
         ids = sequences[torch.randint(len(sequences), (BATCH,), generator=generator)]
         labels = ids.masked_fill(torch.arange(ids.shape[1]) < PROMPT, -100)
-        with torch.no_grad():
-            embeds = embed(ids)
-            if share:
-                ahead = one_step_ahead_ids(ids, labels, model(inputs_embeds=embeds).logits)
-                embeds = mix_embeddings(embeds, embed(ahead), share)
-        logps = model(inputs_embeds=embeds).logits[:, :-1].log_softmax(2).gather(2, ids[:, 1:, None]).squeeze(2)
+        embeds = policy.embed(ids)
+        if share:
+            with torch.no_grad():
+                ahead = one_step_ahead_ids(ids, labels, policy(embeds))
+            embeds = mix_embeddings(embeds, policy.embed(ahead), share)
+        logps = policy(embeds)[:, :-1].log_softmax(2).gather(2, ids[:, 1:, None]).squeeze(2)
         optimiser.zero_grad()
-        ift_loss(logps, labels[:, 1:] != -100, gamma=gamma).mean().backward()  # type: ignore[no-untyped-call]  # torch
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        loss = ift_loss(logps, labels[:, 1:] != -100, gamma=gamma).mean()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's annotation is incomplete
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 10.0)
         optimiser.step()
-    return model
+    return policy
 
 
 @torch.no_grad()
-def exact_match(model: GPT2LMHeadModel, sequences: Int[Tensor, "n length"]) -> float:
+def exact_match(policy: Policy, sequences: Int[Tensor, "n length"]) -> float:
     """Share of prompts whose greedy response is wholly right."""
     ids = sequences[:, :PROMPT]
     for _ in range(LENGTH):
-        ids = torch.cat([ids, model(input_ids=ids).logits[:, -1:].argmax(2)], dim=1)
+        ids = torch.cat([ids, policy(policy.embed(ids))[:, -1:].argmax(2)], dim=1)
     return float((ids == sequences).all(1).float().mean())
 
 
