@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ def compose(preset: str, given: Mapping[str, str | None], scores: Callable[[], t
             {"kind": preset, **{role: {"kind": name} if name else None for role, name in given.items()}}
         )
         objective.prepare([f"annotator {index}" for index in range(PAIRS)])
+        objective.equip(SimpleNamespace(width=8, ref_width=8, ref_depth=3))
         torch.manual_seed(0)
         view, policy = scores()
         losses = objective(view)
