@@ -19,6 +19,11 @@ STEPS, BATCH = 6, 4
 
 def costs(workload: Path, repeats: int = 3) -> Table:
     """One row a method: median of the ratios of its time to that of DPO, run before and after it."""
+    with tempfile.TemporaryDirectory() as cache:
+        return _costs(workload, repeats, Path(cache))
+
+
+def _costs(workload: Path, repeats: int, cache: Path) -> Table:
     model = str(workload / "model")
     scorer = load_scorer(ModelOptions(path=model, reference=model))
     rows = [json.loads(line) for line in (workload / "pairs.jsonl").open()][: STEPS * BATCH]
@@ -28,7 +33,7 @@ def costs(workload: Path, repeats: int = 3) -> Table:
         ratios = []
         try:
             for _ in range(repeats):
-                before, own, after = (_seconds(scorer, comparisons, each) for each in ("dpo", kind, "dpo"))
+                before, own, after = (_seconds(scorer, comparisons, each, cache) for each in ("dpo", kind, "dpo"))
                 ratios.append(2 * own / (before + after))
         except PrefkitError as error:
             shown.append([kind, "", str(error).splitlines()[0][:70]])
@@ -51,9 +56,8 @@ def _said_in_every_way(row: dict[str, str]) -> Comparison:
     )
 
 
-def _seconds(scorer: LanguageScorer, comparisons: list[Comparison], kind: str) -> float:
+def _seconds(scorer: LanguageScorer, comparisons: list[Comparison], kind: str, cache: Path) -> float:
     objective = make_objective(kind)
-    cache = Path(tempfile.gettempdir(), "prefkit-bench")
     with tempfile.TemporaryDirectory() as folder:
         options = TrainingOptions(
             batch_size=BATCH, max_steps=STEPS, learning_rate=1e-6, save_every=0, progress=False, log_every=STEPS

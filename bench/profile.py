@@ -46,9 +46,7 @@ def profile(workload: Path, *, bf16: bool) -> Table:
             step(scorer, optimizer, batch)
     spent: Counter[str] = Counter()
     for event in seen.key_averages():
-        kind = next(
-            (kind for kind, names in KINDS.items() if event.key.startswith(names)), "other (elementwise, copies)"
-        )
+        kind = next((kind for kind, names in KINDS.items() if event.key.startswith(names)), REST)
         spent[kind] += event.self_cpu_time_total
     total = sum(spent.values())
     half = bf16 and multiplies_bf16(torch.device("cpu"))

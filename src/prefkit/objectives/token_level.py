@@ -9,6 +9,7 @@ Sources: Zeng et al. 2024 (TDPO, arXiv 2404.11999); Christopoulou et al. 2024 (S
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -474,7 +475,7 @@ class Tdpo2(Tdpo):
         super().__init__(alpha, stop_gradient=True)
 
 
-class Masked(Stateful):
+class Masked(Stateful, ABC):
     """A reward whose tokens are masked. Figures, of each side: the sum of divergences, and the mask's sparsity.
 
     Args:
@@ -486,6 +487,7 @@ class Masked(Stateful):
         self.masking = masking
         self._norms: dict[str, Tensor] = {}
 
+    @abstractmethod
     def masks(self, tokens: TokenScores, responses: int) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"]]:
         """The masks of log-ratios and of divergences, one value a token, for training and to be looked at.
 
@@ -493,7 +495,6 @@ class Masked(Stateful):
             tokens: with the reference's layers.
             responses: how many responses they belong to.
         """
-        raise NotImplementedError
 
     def forward(
         self, policy_logps: Float[Tensor, " batch"], tokens: TokenScores, side: Side
