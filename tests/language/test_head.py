@@ -34,11 +34,18 @@ class Wrapped(nn.Module):
 @pytest.mark.parametrize(
     ("bias", "scale", "softcap", "wrapped"), list(product([False, True], [1.0, 0.5], [None, 2.0], [False, True]))
 )
-@pytest.mark.parametrize("chunk", [1, 5, 64])
+@pytest.mark.parametrize(("chunk", "kept"), [(1, 0), (5, 0), (5, TOKENS * VOCABULARY), (64, TOKENS * VOCABULARY)])
 def test_values_and_gradients(
-    bias: bool, scale: float, softcap: float | None, wrapped: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
+    bias: bool,
+    scale: float,
+    softcap: float | None,
+    wrapped: bool,
+    chunk: int,
+    kept: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(head, "_CHUNK_TOKENS", chunk)
+    monkeypatch.setattr(head, "_KEPT_ELEMENTS", kept)
     torch.manual_seed(0)
     linear = nn.Linear(WIDTH, VOCABULARY, bias=bias)
     layer = Wrapped(linear) if wrapped else linear
@@ -55,9 +62,11 @@ def test_values_and_gradients(
         torch.testing.assert_close(measured, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_never_all_logits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the forward nor the backward pass makes a matrix of all tokens by the vocabulary."""
+@pytest.mark.parametrize(("kept", "passes"), [(0, 2), (TOKENS * VOCABULARY, 1)])
+def test_logits_are_made_in_chunks(monkeypatch: pytest.MonkeyPatch, kept: int, passes: int) -> None:
+    """Neither pass makes all logits at once; the backward pass makes them again where too many were to be kept."""
     monkeypatch.setattr(head, "_CHUNK_TOKENS", 16)
+    monkeypatch.setattr(head, "_KEPT_ELEMENTS", kept)
     sizes = []
     inner = head._Layer.logits
 
@@ -69,7 +78,7 @@ def test_never_all_logits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head._Layer, "logits", logits)
     layer, hidden = nn.Linear(WIDTH, VOCABULARY), torch.randn(TOKENS, WIDTH, requires_grad=True)
     token_logps(layer, hidden, torch.zeros(TOKENS, dtype=torch.long)).sum().backward()
-    assert sizes == [16, 16, 5] * 2
+    assert sizes == [16, 16, 5] * passes
 
 
 def test_frozen_output_layer_gets_no_gradient() -> None:

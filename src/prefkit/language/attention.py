@@ -107,7 +107,9 @@ def packed_attention(
         if last is not None:
             last = replace(last, key=_for_groups(last.key, query), value=_for_groups(last.value, query))
         key, value = _for_groups(key, query), _for_groups(value, query)
-        mixed = _by_groups(query.to(_dtype(query)), key, value, row, last, dropout, scaling, sliding_window)
+        # Autocast would bring the kernel's inputs back to half precision.
+        with torch.autocast(query.device.type, enabled=False):
+            mixed = _by_groups(query.to(_dtype(query)), key, value, row, last, dropout, scaling, sliding_window)
     return mixed.to(query.dtype).transpose(1, 2), None
 
 

@@ -10,9 +10,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-# Logits that are in memory at a time. Small chunks stay in the cache between the passes over them; below this size the
-# matrix products become slower (measured on a CPU, vocabularies of 8,192 and 32,000).
+# Logits that are in memory at a time. On a CPU small chunks stay in the cache between the passes over them; below this
+# size the matrix products become slower (measured for vocabularies of 8,192 and 32,000).
 _CHUNK_TOKENS, _CHUNK_ELEMENTS = 256, 16 * 1024 * 1024
+
+# Probabilities of so many (token, word) pairs are kept for the backward pass, which then has one matrix product less.
+_KEPT_ELEMENTS = 16 * 1024 * 1024
 
 
 def token_logps(
@@ -36,8 +39,9 @@ def token_logps(
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     if isinstance(head, nn.Linear):
         with torch.autocast(kind, enabled=False):
-            return _linear_logps(hidden.to(dtype), head.weight, head.bias, targets, scale, softcap)
-    size = _chunk_size(_outputs(head))
+            keep = torch.is_grad_enabled()
+            return _linear_logps(hidden.to(dtype), head.weight, head.bias, targets, scale, softcap, keep)
+    size = _chunk_size(_outputs(head), hidden.device)
 
     # An output layer that is more than a matrix (an adapter on it, say) is applied as it is, once more in the backward
     # pass.
@@ -92,7 +96,7 @@ def token_divergences(
         own, ref_own = (side.gather(1, tokens[:, None]).squeeze(1) for side in (policy, reference))
         return torch.stack([own, ref_own, divergence])
 
-    size = _chunk_size(vocabulary)
+    size = _chunk_size(vocabulary, hidden.device)
     chunks = zip(*(torch.split(tensor, size) for tensor in (hidden, ref_hidden, targets)), strict=True)
     found = torch.cat([checkpoint(compare, *chunk, use_reentrant=False) for chunk in chunks], dim=1)
     own, ref_own, divergence = found.unbind(0)
@@ -117,7 +121,7 @@ def predicted_tokens(
         vocabulary: number of logits.
     """
     ids, logps = [], []
-    size = _chunk_size(vocabulary)
+    size = _chunk_size(vocabulary, hidden.device)
     for states, tokens in zip(torch.split(hidden, size), torch.split(targets, size), strict=True):
         scores = logits(states)
         ids.append(choose(scores))
@@ -153,9 +157,10 @@ def _capped(logits: Tensor, softcap: float | None) -> Tensor:
 
 
 class _LinearLogps(torch.autograd.Function):
-    """Log-probabilities under a linear output layer. The backward pass computes the logits again, a chunk at a time.
+    """Log-probabilities under a linear output layer, a chunk of tokens at a time.
 
-    Logits stand as `[vocabulary, tokens]`: with the larger matrix first, CPUs multiply them half as fast again.
+    For few tokens the probabilities are kept for the backward pass; for many it computes the logits again. Logits stand
+    as `[vocabulary, tokens]`: with the larger matrix first, CPUs multiply them half as fast again.
     """
 
     @staticmethod
@@ -167,23 +172,29 @@ class _LinearLogps(torch.autograd.Function):
         targets: Tensor,
         scale: float,
         softcap: float | None,
+        keep: bool,
     ) -> Tensor:
+        keep = keep and softcap is None and len(hidden) * len(weight) <= _KEPT_ELEMENTS
         layer = _Layer(hidden, weight, bias, scale, softcap)
         own, normalisers = hidden.new_empty(2, len(hidden), dtype=torch.float32)
+        shares: list[Tensor] = []
         for part in layer.chunks():
             logits = layer.logits(part)
             own[part] = logits.gather(0, targets[None, part])[0]
             # In place, and not by logsumexp, which makes two copies.
             highest = logits.amax(0)
-            normalisers[part] = logits.sub_(highest).exp_().sum(0).log_().add_(highest)
-        ctx.save_for_backward(hidden, weight, bias, targets, normalisers)
+            total = logits.sub_(highest).exp_().sum(0)
+            if keep:
+                shares.append(torch.div(logits, total, out=torch.empty_like(logits, dtype=hidden.dtype)))
+            normalisers[part] = total.log_().add_(highest)
+        ctx.save_for_backward(hidden, weight, bias, targets, normalisers, *shares)
         ctx.scale, ctx.softcap = scale, softcap
         logps: Tensor = own - normalisers
         return logps
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, normalisers = ctx.saved_tensors
+        hidden, weight, bias, targets, normalisers, *shares = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         layer = _Layer(hidden, weight, bias, ctx.scale, ctx.softcap)
         # d logp / d logits = onehot(target) - softmax(logits), each token times its own factor. The factor is put on
@@ -195,14 +206,17 @@ class _LinearLogps(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight) if needs_weight else None
         grad_bias = torch.zeros_like(bias) if needs_bias else None
-        for part in layer.chunks():
-            logits = layer.logits(part)
-            slope = None if ctx.softcap is None else 1.0 - (logits / ctx.softcap).square_()
-            share = logits.sub_(normalisers[part]).exp_()
-            if slope is not None:
-                share.mul_(slope)
-                own[part] = factors[part] * slope.gather(0, targets[None, part]).T
-            share = share.to(hidden.dtype)
+        for number, part in enumerate(layer.chunks()):
+            if shares:
+                share = shares[number]
+            else:
+                logits = layer.logits(part)
+                slope = None if ctx.softcap is None else 1.0 - (logits / ctx.softcap).square_()
+                share = logits.sub_(normalisers[part]).exp_()
+                if slope is not None:
+                    share.mul_(slope)
+                    own[part] = factors[part] * slope.gather(0, targets[None, part]).T
+                share = share.to(hidden.dtype)
             if grad_hidden is not None:
                 torch.mm(share.T, layer.matrix, out=grad_hidden[part])
             if grad_weight is not None:
@@ -218,7 +232,7 @@ class _LinearLogps(torch.autograd.Function):
             grad_weight.index_add_(0, targets, (hidden * own).to(grad_weight.dtype))
         if grad_bias is not None:
             grad_bias.index_add_(0, targets, own[:, 0].to(grad_bias.dtype))
-        return grad_hidden, grad_weight, grad_bias, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None
 
 
 class _Layer:
@@ -230,8 +244,8 @@ class _Layer:
         self.hidden, self.matrix = hidden, weight.to(hidden.dtype)
         self.offset = None if bias is None else bias.float()[:, None]
         self.scale, self.softcap = scale, softcap
-        self.size = min(_chunk_size(len(weight)), len(hidden))
-        self._products = hidden.new_empty(self.size * len(weight))
+        self.size = min(_chunk_size(len(weight), hidden.device), len(hidden))
+        self._products = hidden.new_empty(0)
 
     def chunks(self) -> Iterator[slice]:
         return (slice(start, start + self.size) for start in range(0, len(self.hidden), self.size or 1))
@@ -239,6 +253,8 @@ class _Layer:
     def logits(self, part: slice) -> Float[Tensor, "vocabulary chunk"]:
         """Logits of a chunk in float32, to be used before the next ones are asked for."""
         states = self.hidden[part]
+        if not len(self._products):
+            self._products = self.hidden.new_empty(self.size * len(self.matrix))
         products = self._products[: len(self.matrix) * len(states)].view(len(self.matrix), len(states))
         torch.mm(self.matrix, states.T, out=products)
         logits = products.float()
@@ -254,5 +270,6 @@ class _Layer:
 _linear_logps: Callable[..., Tensor] = _LinearLogps.apply
 
 
-def _chunk_size(vocabulary: int) -> int:
-    return max(1, min(_CHUNK_TOKENS, _CHUNK_ELEMENTS // vocabulary))
+def _chunk_size(vocabulary: int, device: torch.device) -> int:
+    tokens = _CHUNK_ELEMENTS // vocabulary
+    return max(1, min(_CHUNK_TOKENS, tokens) if device.type == "cpu" else 4 * tokens)
