@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_mask, flex_attention
 
-from prefkit.language import LanguageScorer, Layout, pack
+from prefkit.language import LanguageScorer, Layout, attention, pack
 from prefkit.language.attention import IMPLEMENTATION, LastLayer, _flex, _mask, block_mask, packed_attention
 from tests.language.models import SHARED, build, words
 from tests.language.test_scorer import some_groups
@@ -31,8 +31,8 @@ def by_definition(window: int | None) -> Tensor:
 
 
 def test_positions_continue_the_prompt() -> None:
-    assert LAYOUT.positions() == POSITIONS
-    assert LAYOUT.predictors() == [2, 3, 4, 2, 5, 7, 8, 9, 10]
+    assert LAYOUT.positions().tolist() == POSITIONS
+    assert LAYOUT.predictors().tolist() == [2, 3, 4, 2, 5, 7, 8, 9, 10]
 
 
 @pytest.mark.parametrize("window", [None, 1, 2, 3, 4])
@@ -52,6 +52,41 @@ def test_block_mask_of_a_row(window: int | None) -> None:
     assert torch.equal(dense[:11, :11], by_definition(window))
     assert not dense[:11, 11:].any()
     assert dense[11, 11]
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 6])
+@pytest.mark.parametrize("read_only", [False, True])
+def test_blocks_hold_every_pair_that_is_seen(
+    window: int | None, read_only: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No block is left out that has a pair, and none is taken as whole that lacks one; whole ones do occur."""
+    monkeypatch.setattr(attention, "_BLOCK", 4)
+    generator = torch.Generator().manual_seed(0)
+    left_out = whole = 0
+    for _ in range(20):
+        sizes = torch.randint(1, 4, (3,), generator=generator)
+        lengths = [torch.randint(1, 12, (count,), generator=generator) for count in (3, int(sizes.sum()))]
+        layout = Layout.of(lengths[0], sizes, lengths[1])
+        row = layout.spans[-1].end + 5
+        queries = len(layout.read()) + 3 if read_only else row
+        blocks = block_mask(layout, queries, row, window, torch.device("cpu"), read_only=read_only)
+        dense = create_mask(blocks.mask_mod, 1, 1, queries, row, device="cpu")[0, 0]
+        for q in range(0, queries, 4):
+            partial, full = (
+                indices[0, 0, q // 4, : count[0, 0, q // 4]].tolist()
+                for count, indices in (
+                    (blocks.kv_num_blocks, blocks.kv_indices),
+                    (blocks.full_kv_num_blocks, blocks.full_kv_indices),
+                )
+            )
+            for k in range(0, row, 4):
+                pairs = dense[q : q + 4, k : k + 4]
+                assert not pairs.any() or k // 4 in partial + full
+                assert pairs.all() or k // 4 not in full
+                left_out += k // 4 not in partial + full
+                whole += k // 4 in full
+    assert left_out > 100
+    assert whole > 10 or window in (1, 3)
 
 
 @pytest.mark.parametrize("lengths", [(5, 3), (150, 130)], ids=["together", "one by one"])
@@ -76,7 +111,7 @@ def test_tokens_that_are_read_see_the_same_alone(window: int | None, path: str) 
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(1, 2, ROW, 16, generator=generator) for _ in range(3))
     key, value = key[:, :1], value[:, :1]
-    read, unread = LAYOUT.read(), LAYOUT.unread()
+    read, unread = LAYOUT.read().tolist(), LAYOUT.unread().tolist()
     assert sorted(read + unread) == list(range(len(TOKENS)))
     last = LastLayer(LAYOUT, ROW, key[:, :, unread], value[:, :, unread])
     padded = [*read, ROW - 1, ROW - 1]

@@ -208,8 +208,7 @@ def _mask(
 ) -> Bool[Tensor, "q whole"]:
     """Which tokens of a group its tokens from the place `first` on see."""
     layout = Layout((Span(0, prompt, responses),))
-    _, owner = layout.owners(device)
-    position = torch.tensor(layout.positions(), device=device)
+    owner, position = layout.owners().to(device), layout.positions().to(device)
     distance = position[first:, None] - position[None, :]
     seen = (distance >= 0) & ((owner[None, :] == -1) | (owner[first:, None] == owner[None, :]))
     return seen if window is None else seen & (distance < window)
@@ -226,12 +225,13 @@ def _flex(
     kernel: Any = None,
 ) -> Tensor:
     """One block-sparse kernel for the whole row (CUDA)."""
-    read = None if last is None else layout.read()
     if last is not None:
         key, value = (_in_order(layout, *pair) for pair in ((last.key, key), (last.value, value)))
-    memo = (window, read is not None)
+    memo = (window, last is None)
     if memo not in layout.memo:
-        layout.memo[memo] = block_mask(layout, query.shape[2], key.shape[2], window, query.device, read)
+        layout.memo[memo] = block_mask(
+            layout, query.shape[2], key.shape[2], window, query.device, read_only=last is not None
+        )
     mixed: Tensor = (kernel or _compiled())(
         query,
         key,
@@ -245,9 +245,8 @@ def _flex(
 
 def _in_order(layout: Layout, unread: Tensor, read: Tensor) -> Tensor:
     """Keys (or values) of the tokens of a row in their order."""
-    places = torch.tensor([*layout.unread(), *layout.read()], device=read.device)
-    together = torch.cat([unread, read[:, :, : len(layout.read())]], dim=2)
-    return together.index_select(2, places.argsort())
+    places = layout.on(read.device)
+    return torch.cat([unread, read[:, :, : len(places.read)]], dim=2).index_select(2, places.order)
 
 
 @lru_cache(maxsize=1)
@@ -258,9 +257,12 @@ def _compiled() -> Any:
 
 
 def block_mask(
-    layout: Layout, queries: int, keys: int, window: int | None, device: torch.device, read: list[int] | None = None
+    layout: Layout, queries: int, keys: int, window: int | None, device: torch.device, *, read_only: bool = False
 ) -> Any:
     """FlexAttention's block mask of a row.
+
+    Which blocks hold a pair of tokens that see each other is told from the first and last group, response and position
+    of each block, without making the mask of all pairs of tokens.
 
     Args:
         layout: of the row.
@@ -268,15 +270,15 @@ def block_mask(
         keys: tokens that are asked, padding included.
         window: sliding window.
         device: where the mask is wanted.
-        read: places in the row of the tokens that ask; all of them by default.
+        read_only: only the tokens that are read ask (`Layout.read`).
     """
-    from torch.nn.attention.flex_attention import create_block_mask
+    from torch.nn.attention.flex_attention import BlockMask
 
-    group, owner = layout.owners(device)
-    facts = (group, owner, torch.tensor(layout.positions(), device=device))
+    places = layout.on(device)
+    facts = (places.groups, places.owners, places.positions)
+    asking = tuple(fact[places.read] for fact in facts) if read_only else facts
     # Padding is a group of its own.
     k_group, k_owner, k_position = (F.pad(fact, (0, keys - len(fact)), value=-1) for fact in facts)
-    asking = facts if read is None else tuple(fact[torch.tensor(read, device=device)] for fact in facts)
     q_group, q_owner, q_position = (F.pad(fact, (0, queries - len(fact)), value=-1) for fact in asking)
 
     def sees(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -284,4 +286,38 @@ def block_mask(
         seen = (q_group[q] == k_group[k]) & ((k_owner[k] == -1) | (q_owner[q] == k_owner[k])) & (distance >= 0)
         return seen if window is None else seen & (distance < window)
 
-    return create_block_mask(sees, None, None, queries, keys, device=str(device))
+    (q_groups, q_owners, q_positions), (k_groups, k_owners, k_positions) = (
+        [_extremes(fact) for fact in side] for side in ((q_group, q_owner, q_position), (k_group, k_owner, k_position))
+    )
+    # A superset of the blocks that are needed: within a block every pair is asked once more.
+    some = _overlap(q_groups, k_groups) & ((k_owners[0] == -1) | _overlap(q_owners, k_owners))
+    some &= q_positions[1][:, None] >= k_positions[0]
+    # And a subset of those in which every token sees every other, and no pair need be asked.
+    every = (q_groups[0] == q_groups[1])[:, None] & (k_groups[0] == k_groups[1]) & (q_groups[0][:, None] == k_groups[0])
+    every &= (k_owners[1] == -1) & (q_positions[0][:, None] >= k_positions[1])
+    if window is not None:
+        some &= q_positions[0][:, None] - k_positions[1] < window
+        every &= q_positions[1][:, None] - k_positions[0] < window
+    partial, full = (_listed(blocks) for blocks in (some & ~every, every))
+    return BlockMask.from_kv_blocks(*partial, *full, BLOCK_SIZE=_BLOCK, mask_mod=sees, seq_lengths=(queries, keys))
+
+
+_BLOCK = 128
+"""Tokens of a block of FlexAttention's mask."""
+
+
+def _extremes(fact: Tensor) -> tuple[Tensor, Tensor]:
+    """Lowest and highest value in each block."""
+    blocks = F.pad(fact, (0, -len(fact) % _BLOCK), value=-1).view(-1, _BLOCK)
+    return blocks.amin(1), blocks.amax(1)
+
+
+def _overlap(queries: tuple[Tensor, Tensor], keys: tuple[Tensor, Tensor]) -> Bool[Tensor, "q_blocks k_blocks"]:
+    return (queries[0][:, None] <= keys[1]) & (keys[0] <= queries[1][:, None])
+
+
+def _listed(blocks: Bool[Tensor, "q_blocks k_blocks"]) -> tuple[Tensor, Tensor]:
+    """How many key blocks each query block has, and which come first, as `BlockMask` wants them."""
+    count = blocks.sum(1, dtype=torch.int32)
+    places = blocks.to(torch.int8).argsort(dim=1, descending=True, stable=True).to(torch.int32)
+    return count[None, None], places.contiguous()[None, None]

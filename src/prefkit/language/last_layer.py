@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -37,16 +37,18 @@ def trim(layer: nn.Module) -> tuple[RemovableHandle, RemovableHandle]:
 
 def _shorten(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
     layout = kwargs.get("layout")
-    if not isinstance(layout, Layout) or not layout.unread():
-        return None  # every place is read where each prompt is one token
+    if not isinstance(layout, Layout):
+        return None
     hidden: Tensor = args[0] if args else kwargs["hidden_states"]
-    row = hidden.shape[1]
-    unread, read = (_padded(places, row, hidden.device) for places in (layout.unread(), layout.read()))
+    row, places = hidden.shape[1], layout.on(hidden.device)
+    count = len(places.unread)
+    if not count:
+        return None  # every place is read where each prompt is one token
+    unread, read = (_padded(where, row) for where in (places.unread, places.read))
     try:
         # The layer's own path from hidden states to keys and values: norms, projections, adapters, rotations.
         layer.forward(*_at(unread, args, row), **{**_at(unread, kwargs, row), "layout": KeysOnly()})
     except KeysAndValues as found:
-        count = len(layout.unread())
         known = LastLayer(layout, row, found.key[:, :, :count], found.value[:, :, :count])
         return _at(read, args, row), {**_at(read, kwargs, row), "layout": known}
     raise UnsupportedAttentionError("the layer does not attend through the attention interface")
@@ -57,16 +59,14 @@ def _lengthen(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], o
     if not isinstance(known, LastLayer):
         return None
     states: Tensor = output[0] if isinstance(output, tuple) else output
-    places = torch.tensor(known.layout.read(), device=states.device)
+    places = known.layout.on(states.device).read
     whole = states.new_zeros(1, known.row, states.shape[2]).index_copy(1, places, states[:, : len(places)])
     return (whole, *output[1:]) if isinstance(output, tuple) else whole
 
 
-def _padded(places: list[int], row: int, device: torch.device) -> Tensor:
-    # Padded as rows are, and for the same reason; never empty, which a layer need not bear (prompts of one token leave
-    # nothing unread).
-    padding = -len(places) % ROW_MULTIPLE if places else ROW_MULTIPLE
-    return torch.tensor(places + [row - 1] * padding, dtype=torch.long, device=device)
+def _padded(places: Tensor, row: int) -> Tensor:
+    # Padded as rows are, and for the same reason.
+    return F.pad(places, (0, -len(places) % ROW_MULTIPLE), value=row - 1)
 
 
 def _at(places: Tensor, value: Any, row: int) -> Any:

@@ -10,11 +10,12 @@ siblings. The last token of a response is predicted but never read, so it is not
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 
@@ -82,60 +83,93 @@ class Layout:
             start = span.end
         return cls(tuple(spans), whole is not None)
 
-    def positions(self) -> list[int]:
+    def positions(self) -> Int[Tensor, " tokens"]:
         """Position of each token of the row in its own sequence, without the padding at the end."""
-        positions: list[int] = []
-        for span in self.spans:
-            positions.extend(range(span.prompt))
-            for length in span.responses:
-                positions.extend(range(span.prompt, span.prompt + length))
-        return positions
+        return _joined(
+            own
+            for span in self.spans
+            for own in (range(span.prompt), *(range(span.prompt, span.prompt + length) for length in span.responses))
+        )
 
-    def predictors(self) -> list[int]:
+    def predictors(self) -> Int[Tensor, " response_tokens"]:
         """For each response token, the place in the row whose hidden state predicts it."""
-        places: list[int] = []
+        places: list[range] = []
         for span in self.spans:
             place = span.split
             for length in span.responses:
-                places.append(span.split - 1)
-                places.extend(range(place, place + length - self.whole))
+                places += range(span.split - 1, span.split), range(place, place + length - self.whole)
                 place += length
-        return places
+        return _joined(places)
 
-    def own(self) -> list[int]:
+    def own(self) -> Int[Tensor, " held"]:
         """The places of the response tokens that the row holds."""
-        return [place for span in self.spans for place in range(span.split, span.end)]
+        return _joined(range(span.split, span.end) for span in self.spans)
 
-    def held(self) -> list[int]:
+    def held(self) -> Int[Tensor, " held"]:
         """Which of all response tokens, one after the other, the row holds."""
-        held: list[int] = []
+        held: list[range] = []
         start = 0
         for span in self.spans:
             for length in span.responses:
-                held.extend(range(start, start + length))
+                held.append(range(start, start + length))
                 start += length if self.whole else length + 1
-        return held
+        return _joined(held)
 
-    def read(self) -> list[int]:
+    def read(self) -> Int[Tensor, " read"]:
         """Places whose last hidden state is read: the last token of each prompt, and all response tokens."""
-        return [place for span in self.spans for place in range(span.split - 1, span.end)]
+        return _joined(range(span.split - 1, span.end) for span in self.spans)
 
-    def unread(self) -> list[int]:
+    def unread(self) -> Int[Tensor, " unread"]:
         """The other places, which only give keys and values in the last layer."""
-        return [place for span in self.spans for place in range(span.start, span.split - 1)]
+        return _joined(range(span.start, span.split - 1) for span in self.spans)
 
-    def owners(self, device: torch.device) -> tuple[Int[Tensor, " tokens"], Int[Tensor, " tokens"]]:
-        """Group of each token of the row (padding not counted), and its response (-1 for prompt tokens)."""
-        groups: list[int] = []
-        responses: list[int] = []
+    def groups(self) -> Int[Tensor, " tokens"]:
+        """Group of each token of the row, padding not counted."""
+        return _repeated(range(len(self.spans)), [span.end - span.start for span in self.spans])
+
+    def owners(self) -> Int[Tensor, " tokens"]:
+        """Response of each token of the row, padding not counted; -1 for prompt tokens."""
+        owners: list[int] = []
+        lengths: list[int] = []
         count = 0
-        for group, span in enumerate(self.spans):
-            groups.extend([group] * (span.end - span.start))
-            responses.extend([-1] * span.prompt)
-            for length in span.responses:
-                responses.extend([count] * length)
-                count += 1
-        return torch.tensor(groups, device=device), torch.tensor(responses, device=device)
+        for span in self.spans:
+            owners += [-1, *range(count, count + len(span.responses))]
+            lengths += [span.prompt, *span.responses]
+            count += len(span.responses)
+        return _repeated(owners, lengths)
+
+    def on(self, device: torch.device) -> Places:
+        """All these indices on a device, worked out and sent there once."""
+        if device not in self.memo:
+            unread, read = self.unread(), self.read()
+            indices = [self.predictors(), self.own(), self.held(), read, unread, torch.cat([unread, read]).argsort()]
+            indices += [self.groups(), self.owners(), self.positions()]
+            sent = torch.cat(indices).to(device)
+            self.memo[device] = Places(*torch.split(sent, [len(index) for index in indices]))
+        places: Places = self.memo[device]
+        return places
+
+
+class Places(NamedTuple):
+    """The indices of a layout on one device; see the methods of `Layout`. `order` sorts unread and read together."""
+
+    predictors: Tensor
+    own: Tensor
+    held: Tensor
+    read: Tensor
+    unread: Tensor
+    order: Tensor
+    groups: Tensor
+    owners: Tensor
+    positions: Tensor
+
+
+def _joined(places: Iterable[range]) -> Tensor:
+    return torch.cat([torch.empty(0, dtype=torch.long), *(torch.arange(part.start, part.stop) for part in places)])
+
+
+def _repeated(values: Sequence[int], lengths: Sequence[int]) -> Tensor:
+    return torch.repeat_interleave(torch.tensor(values, dtype=torch.long), torch.tensor(lengths, dtype=torch.long))
 
 
 def pack(groups: Sequence[tuple[TokenIds, Sequence[TokenIds]]], *, whole: bool = False) -> dict[str, Tensor]:
@@ -162,10 +196,10 @@ def pack(groups: Sequence[tuple[TokenIds, Sequence[TokenIds]]], *, whole: bool =
         "group_sizes": torch.tensor([len(responses) for _, responses in groups]),
         "response_lengths": torch.tensor([len(response) for _, responses in groups for response in responses]),
     } | ({"whole": torch.tensor([True])} if whole else {})
-    padding = [0] * (-len(row) % ROW_MULTIPLE)
+    padding = (0, -len(row) % ROW_MULTIPLE)
     return {
-        "input_ids": torch.tensor([row + padding]),
-        "position_ids": torch.tensor([Layout.of(**lengths).positions() + padding]),
+        "input_ids": F.pad(torch.tensor([row]), padding),
+        "position_ids": F.pad(Layout.of(**lengths).positions()[None], padding),
         "targets": torch.tensor(targets),
         **lengths,
     }

@@ -492,7 +492,8 @@ class Trunk:
     def batch(self, inputs: Inputs) -> _Batch:
         """A packed batch as this model's decoder takes it."""
         layout, device = _layout(inputs), inputs["input_ids"].device
-        held = None if layout.whole else torch.tensor(layout.held(), dtype=torch.long, device=device)
+        places = layout.on(device)
+        held = None if layout.whole else places.held
         if not self.shared:
             padded, mask, predictors = _unpacked(inputs)
             # A token stands one place behind the state that predicts it.
@@ -504,8 +505,7 @@ class Trunk:
             "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
             "layout": layout,
         }
-        predictors, own = (torch.tensor(places, device=device).long() for places in (layout.predictors(), layout.own()))
-        return _Batch(inputs["input_ids"], arguments, predictors, own, held)
+        return _Batch(inputs["input_ids"], arguments, places.predictors, places.own, held)
 
     def hidden(self, batch: _Batch, embeds: Tensor | None = None) -> Tensor:
         """The last hidden states, `[places, dim]`; of a row, right only where they are read.
