@@ -101,27 +101,36 @@ def packed_attention(
         raise KeysAndValues(key, value)
     last = layout if isinstance(layout, LastLayer) else None
     row = layout.layout if isinstance(layout, LastLayer) else layout
-    if query.is_cuda and not dropout and query.shape[-1] >= 16:  # what FlexAttention can do
-        mixed = _flex(query, key, value, row, last, scaling, sliding_window)
-    else:
-        if last is not None:
-            last = replace(last, key=_for_groups(last.key, query), value=_for_groups(last.value, query))
-        key, value = _for_groups(key, query), _for_groups(value, query)
-        # Autocast would bring the kernel's inputs back to half precision.
-        with torch.autocast(query.device.type, enabled=False):
-            mixed = _by_groups(query.to(_dtype(query)), key, value, row, last, dropout, scaling, sliding_window)
+    dtype = _dtype(query)
+    asking, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    if last is not None:
+        last = replace(last, key=last.key.to(dtype), value=last.value.to(dtype))
+    # Autocast would bring the kernels' inputs to half precision again, or not at all.
+    with torch.autocast(query.device.type, enabled=False):
+        if query.is_cuda and not dropout and query.shape[-1] >= 16:  # what FlexAttention can do
+            mixed = _flex(asking, key, value, row, last, scaling, sliding_window)
+        else:
+            heads = query.shape[1]
+            if last is not None:
+                last = replace(last, key=_for_groups(last.key, heads), value=_for_groups(last.value, heads))
+            key, value = _for_groups(key, heads), _for_groups(value, heads)
+            mixed = _by_groups(asking, key, value, row, last, dropout, scaling, sliding_window)
     return mixed.to(query.dtype).transpose(1, 2), None
 
 
-def _for_groups(keys: Tensor, query: Tensor) -> Tensor:
+def _for_groups(keys: Tensor, heads: int) -> Tensor:
     """Keys (or values), one head for each head of the query."""
-    repeated: Tensor = repeat_kv(keys, query.shape[1] // keys.shape[1])
-    return repeated.to(_dtype(query))
+    repeated: Tensor = repeat_kv(keys, heads // keys.shape[1])
+    return repeated
 
 
 def _dtype(query: Tensor) -> torch.dtype:
-    # The CPU's half-precision kernel is compiled anew for each length that occurs, and is no faster than float32.
-    return torch.float32 if query.device.type == "cpu" else query.dtype
+    """Numbers in which attention is computed."""
+    kind = query.device.type
+    if kind == "cpu":
+        # The CPU's half-precision kernel is compiled anew for each length that occurs, and is no faster than float32.
+        return torch.float32
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
 
 
 def _by_groups(
