@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from prefkit.diagnostics.accuracy import LABELS
 from prefkit.diagnostics.evaluate import Evaluation, before_after
-from prefkit.report import Curve, Plot, Report, Table, curves, histogram
+from prefkit.report import Curve, Plot, Report, Table, bars, curves, histogram
 
 Metrics = Sequence[Mapping[str, Any]]
 """One mapping a logged step: `step` and what was measured there."""
@@ -41,6 +42,9 @@ PANELS: Mapping[str, Mapping[str, str]] = {
 SHOWN_ROWS = 100
 """Rows set aside that the page lists."""
 
+SHOWN_LOWEST, SHOWN_BARS = 20, 30
+"""Rows with the lowest figures, and learned values, that the page shows."""
+
 
 def run_report(
     title: str,
@@ -52,6 +56,9 @@ def run_report(
     settings: Mapping[str, Any] | None = None,
     skipped: Sequence[Mapping[str, Any]] = (),
     environment: Mapping[str, Any] | None = None,
+    learned: Mapping[str, Any] | None = None,
+    row_figures: Sequence[Mapping[str, str]] = (),
+    pictures: Sequence[Plot] = (),
 ) -> Report:
     """Put the report of a run together; a part without data is left out.
 
@@ -64,6 +71,9 @@ def run_report(
         settings: the resolved configuration, nested as it was written.
         skipped: the rows that were set aside: the lines of `skipped.jsonl`.
         environment: versions, platform and seed.
+        learned: what the objective learned, by part.
+        row_figures: what the objective makes of each row: `row`, `place`, and a figure or more.
+        pictures: what the objective makes of each token of some texts.
 
     Raises:
         PrefkitError: `before` and `after` are of different comparisons.
@@ -74,6 +84,12 @@ def run_report(
         report.section("Held-out comparisons", _EVALUATED, *parts, *_distributions(before, after))
     if drawn := [plot for panel, lines in PANELS.items() if (plot := _panel(panel, lines, metrics))]:
         report.section("Training", _TRAINED, *drawn)
+    if learned:
+        report.section("What the objective learned", _LEARNED, *_learned(learned))
+    if row_figures:
+        report.section("Rows, as the objective sees them", _ROWS, *_lowest(row_figures))
+    if pictures:
+        report.section("Tokens, as the objective sees them", _TOKENS, *pictures)
     if samples:
         rows = [[sample["prompt"], sample["before"], sample["after"]] for sample in samples]
         text = "The same prompts continued by the policy before and after training."
@@ -104,6 +120,37 @@ _TRAINED = (
     "the plot of log-probability changes tells the two apart. The KL estimate is made on the responses of the data: "
     "it is one only as far as the reference could have written them."
 )
+
+
+_LEARNED = "Values that were learned beside the policy, as they stood at the end."
+_ROWS = (
+    "The rows to which the objective gives the lowest figures; rows.csv has all. A low label confidence says that the "
+    "model finds the label hard to believe: look at these rows first."
+)
+_TOKENS = "Held-out texts; the darker a token, the more it counts. Tokens of weight 0 are left white."
+
+
+def _learned(learned: Mapping[str, Any]) -> list[Table | Plot]:
+    values = dict(_flat(learned))
+    shown: list[Table | Plot] = [Table.from_mapping(values, "Learned")]
+    for part, found in learned.items():
+        for name, group in found.items():
+            if isinstance(group, Mapping) and len(group) > 1:
+                lowest = sorted(group.items(), key=itemgetter(1))[:SHOWN_BARS]
+                title = f"{part}: {name}" + (
+                    f", lowest {SHOWN_BARS} of {len(group)}" if len(group) > SHOWN_BARS else ""
+                )
+                shown.append(bars(dict(lowest), title=title))
+    return shown
+
+
+def _lowest(rows: Sequence[Mapping[str, str]]) -> list[Table]:
+    tables = []
+    for name in (name for name in rows[0] if name not in ("row", "place")):
+        known = sorted((float(row[name]), row["place"]) for row in rows if row[name])
+        shown = [[place, value] for value, place in known[:SHOWN_LOWEST]]
+        tables.append(Table(["place", name], shown, f"Lowest {name.replace('_', ' ')} of {len(known)} rows"))
+    return tables
 
 
 def _summary(before: Evaluation | None, after: Evaluation | None) -> str:

@@ -23,6 +23,7 @@ from prefkit.objectives.scores import (
     ListScores,
     PairScores,
     Scores,
+    TokenScores,
 )
 from prefkit.objectives.unpaired import kto_reference_point
 
@@ -102,6 +103,10 @@ class Objective(nn.Module, ABC, Generic[S]):
     def summary(self) -> dict[str, Any]:
         """What the parts learned, by part, for the report of a run."""
         return {part.name: found for part in self.stateful if (found := part.summary())}
+
+    def token_figures(self, tokens: TokenScores, responses: int) -> dict[str, Float[Tensor, " tokens"]]:
+        """What the parts make of each token; see `Stateful.token_figures`."""
+        return {name: each for part in self.stateful for name, each in part.token_figures(tokens, responses).items()}
 
     def weight_groups(self) -> list[tuple[Mapping[str, float], list[nn.Parameter]]]:
         """The weights that it trains, in groups that the optimizer treats alike, and how it is to treat them."""

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from prefkit.comparisons import Companion, Comparison
+from prefkit.objectives.scores import TokenScores
 from prefkit.options import Options
 
 NEEDS = {
@@ -193,6 +195,15 @@ class Stateful(nn.Module):
 
     def summary(self) -> Mapping[str, Any]:
         """What it learned, as JSON can hold it, for the report of a run."""
+        return {}
+
+    def token_figures(self, tokens: TokenScores, responses: int) -> Mapping[str, Float[Tensor, " tokens"]]:
+        """What it makes of each token, to be looked at in the report of a run; nothing by default.
+
+        Args:
+            tokens: with everything that the part needs.
+            responses: how many responses they belong to.
+        """
         return {}
 
     @property

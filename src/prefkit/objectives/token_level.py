@@ -511,6 +511,13 @@ class Masked(Stateful, ABC):
         self.figures[f"{side}_sparsity"] = 100 * tokens.total(zeros, rows) / tokens.total(ones, rows)
         return tokens.total(rewards, rows)
 
+    def token_figures(self, tokens: TokenScores, responses: int) -> dict[str, Float[Tensor, " tokens"]]:
+        """The masks; see `Stateful.token_figures`."""
+        m_u, m_d = self.masks(tokens, responses)
+        if self.masking.mask_mode == "common":
+            return {"mask": m_u}
+        return {"mask of log-ratios": m_u, "mask of divergences": m_d}
+
     def charge(self) -> Tensor | None:
         """What the masks of both sides cost, `[batch]`."""
         norms, self._norms = self._norms, {}

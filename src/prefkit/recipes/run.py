@@ -13,7 +13,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from prefkit.assets import comparisons_path
-from prefkit.comparisons import Comparison, WithSteps, load_comparisons, split_comparisons
+from prefkit.comparisons import Comparison, Pair, Ranking, WithSteps, load_comparisons, pairs, split_comparisons
 from prefkit.diagnostics import Evaluation, before_after, evaluate, run_report
 from prefkit.errors import OptionError
 from prefkit.language import (
@@ -27,9 +27,9 @@ from prefkit.language import (
     load_scorer,
     sample,
 )
-from prefkit.objectives import Objective, make_objective
+from prefkit.objectives import SCORED, Objective, encode_all, make_objective
 from prefkit.options import Options
-from prefkit.report import Table, model_card
+from prefkit.report import Plot, Table, model_card, token_strips
 from prefkit.training import (
     CurriculumOptions,
     FitResult,
@@ -255,7 +255,8 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult | None:
         {"prompt": _shown(prompt), "before": old, "after": new}
         for prompt, old, new in zip(prompts, texts, written, strict=True)
     ]
-    report = _write_report(config, result, before, after, samples)
+    pictures = _token_pictures(trained, objective, held_out or training, shown)
+    report = _write_report(config, result, before, after, samples, pictures)
     return RunResult(result, before, after, samples, report)
 
 
@@ -326,6 +327,37 @@ def _sample(scorer: LanguageScorer | RewardScorer, prompts: Sequence[Any], optio
     return sample(scorer, prompts, max_new_tokens=options.max_new_tokens, temperature=options.temperature)
 
 
+def _two_sides(comparison: Comparison, pair: Pair) -> Comparison:
+    """A pair of a comparison's responses alone, the better one first."""
+    sides = (pair.chosen, pair.rejected)
+    prompts = tuple(comparison.prompt_of(side) for side in (sides if comparison.joint else sides[:1]))
+    return Comparison(prompts, tuple(comparison.responses[side] for side in sides), Ranking((0, 1)))
+
+
+@torch.no_grad()
+def _token_pictures(
+    scorer: LanguageScorer | RewardScorer, objective: Objective[Any], records: Iterable[Comparison], count: int
+) -> list[Plot]:
+    """What the objective makes of each token of the better and the worse response of some comparisons."""
+    if not count or "tokens" not in objective.needs or not isinstance(scorer, LanguageScorer):
+        return []
+    scorer.provide(objective.needs & SCORED)
+    objective.to(scorer.device).eval()
+    strips: dict[str, dict[str, list[tuple[str, float]]]] = {}
+    two = (_two_sides(comparison, pair) for comparison in records for pair in pairs(comparison)[:1])
+    for number, (_, encoded) in enumerate(islice(encode_all(scorer, two, skipped=[]), count), 1):
+        scores = scorer({name: part.to(scorer.device) for name, part in scorer.collate([encoded]).items()})
+        assert scores.tokens is not None
+        for name, values in objective.token_figures(scores.tokens, len(scores.lengths)).items():
+            for side, ids in enumerate(encoded["response_ids"]):
+                own = values[scores.tokens.response == side].tolist()
+                texts = (scorer.tokenizer.decode([token]) for token in ids)
+                strips.setdefault(name, {})[f"{number} {('chosen', 'rejected')[side]}"] = list(
+                    zip(texts, own, strict=True)
+                )
+    return [token_strips(texts, title=name) for name, texts in strips.items()]
+
+
 def _shown(prompt: Any) -> str:
     return prompt if isinstance(prompt, str) else "\n".join(f"{m['role']}: {m['content']}" for m in prompt)
 
@@ -341,6 +373,7 @@ def _write_report(
     before: Evaluation | None,
     after: Evaluation | None,
     samples: list[dict[str, str]],
+    pictures: Sequence[Plot],
 ) -> Path:
     folder: Run = result.run
     report = run_report(
@@ -352,6 +385,9 @@ def _write_report(
         settings=folder.config,
         skipped=folder.skipped,
         environment=folder.environment,
+        learned=folder.learned,
+        row_figures=folder.rows,
+        pictures=pictures,
     )
     card = model_card(
         folder.folder.name,

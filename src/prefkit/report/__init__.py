@@ -2,7 +2,7 @@
 
 from prefkit.report.card import model_card
 from prefkit.report.html import Report, Section
-from prefkit.report.plots import Curve, Plot, bars, curves, histogram, reliability, scatter
+from prefkit.report.plots import Curve, Plot, bars, curves, histogram, reliability, scatter, token_strips
 from prefkit.report.tables import Table
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "model_card",
     "reliability",
     "scatter",
+    "token_strips",
 ]

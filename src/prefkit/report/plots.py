@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -17,6 +17,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike, NDArray
 
 from prefkit.errors import PrefkitError
@@ -182,6 +183,56 @@ def bars(values: Mapping[str, HasBounds | float], *, title: str, x: str = "", ba
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     return _finish(figure, axes, Table(["name", x or "value", "low", "high"], rows, title), legend=False)
+
+
+def token_strips(texts: Mapping[str, Sequence[tuple[str, float]]], *, title: str, width: int = 88) -> Plot:
+    """Texts whose tokens are shaded by a value, such as the weight that an objective gives to each.
+
+    Args:
+        texts: name of each text, its tokens in their order, and the value of each, at least 0. The highest value of all
+            texts is the darkest; tokens of value 0 are left white.
+        title: what the plot shows.
+        width: characters of a line.
+
+    Raises:
+        PrefkitError: there is nothing to draw.
+    """
+    _some(texts, title)
+    values = _finite([value for tokens in texts.values() for _, value in tokens], f"plot '{title}'")
+    boxes: list[tuple[int, int, str, float, bool]] = []
+    line = 0
+    for name, tokens in texts.items():
+        boxes.append((line, 0, name, 0.0, True))
+        line, place = line + 1, 0
+        for token, value in tokens:
+            shown = token.replace("\n", "\u21b5").replace("\t", " ") or "\u2205"
+            if place and place + len(shown) > width:
+                line, place = line + 1, 0
+            boxes.append((line, place, shown, value, False))
+            place += len(shown)
+        line += 2
+    figure, axes = _axes(title, "", "", width=9.6, height=0.6 + 0.2 * line)
+    axes.set_axis_off()
+    axes.set_xlim(0, width)
+    axes.set_ylim(line - 1, -0.5)
+    for row, place, shown, value, heading in boxes:
+        if value > 0:
+            shade = 0.1 + 0.6 * value / float(values.max())
+            axes.add_patch(Rectangle((place, row - 0.45), len(shown), 0.9, color=PALETTE[5], alpha=shade, linewidth=0))
+        weight = "bold" if heading else "normal"
+        look: dict[str, Any] = {
+            "color": INK,
+            "fontsize": 8,
+            "family": "monospace",
+            "weight": weight,
+            "parse_math": False,
+        }
+        for offset, letter in enumerate(shown):  # each in its own cell: a page may show another font
+            axes.text(place + offset + 0.5, row, letter, ha="center", va="center", **look)
+    rows: list[list[object]] = [
+        [name, place, token, value] for name, tokens in texts.items() for place, (token, value) in enumerate(tokens)
+    ]
+    return _finish(figure, axes, Table(["text", "place", "token", "value"], rows, title), legend=False)
 
 
 def reliability(

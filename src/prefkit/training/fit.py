@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib.util
 import json
 import shutil
@@ -24,6 +23,7 @@ from prefkit.errors import OptionError
 from prefkit.objectives import SCORED, Objective, PairObjective, Scorer
 from prefkit.training import checkpoints, processes
 from prefkit.training.data import TrainingData, prepare
+from prefkit.training.memory import steady_memory
 from prefkit.training.options import TrainingOptions
 from prefkit.training.progress import bar
 from prefkit.training.reference import reference_scores
@@ -157,7 +157,7 @@ def fit(
             shown=shown,
         )
         begun = time.perf_counter()
-        with _interrupted(trainer, run), _frozen_heap():
+        with _interrupted(trainer, run), steady_memory(arguments.device):
             steps = trainer.fit(checkpoint)
         seconds = time.perf_counter() - begun
     _save(trainer, run)
@@ -167,23 +167,6 @@ def fit(
     lines = [line for line in run.metrics if "loss" in line]
     skipped = data.skipped + (held_out.skipped if held_out is not None else 0)
     return FitResult(run, steps, seconds, len(data), skipped, lines[-1] if lines else {})
-
-
-@contextlib.contextmanager
-def _frozen_heap() -> Iterator[None]:
-    """Spare the garbage collector what exists already.
-
-    accelerate collects garbage when training begins and ends, which takes a quarter of a second each for the objects
-    of all imported libraries.
-    """
-    if gc.get_freeze_count():  # somebody else's, or an outer fit's
-        yield
-        return
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def _module(scorer: Scorer) -> nn.Module:

@@ -1,11 +1,13 @@
 """The run folder: everything that a training run leaves behind, and reading it back.
 
 `config.yaml` (resolved options), `environment.json` (versions, machine, data), `metrics.jsonl` (the curve),
-`skipped.jsonl` (comparisons that were set aside), `checkpoints/`, `model/` (the result).
+`skipped.jsonl` (comparisons that were set aside), `checkpoints/`, `model/` (the result); if the objective has them,
+`objective.json` (what it learned) and `rows.csv` (what it makes of each row).
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import platform
@@ -89,6 +91,21 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """The curve, one entry a line of `metrics.jsonl`; without a last line that was cut off."""
         return _read_lines(self.folder / "metrics.jsonl")
+
+    @property
+    def learned(self) -> dict[str, Any]:
+        """What the objective learned, by part."""
+        path = self.folder / "objective.json"
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+    @property
+    def rows(self) -> list[dict[str, str]]:
+        """The last figures of each row of the data that the objective keeps."""
+        path = self.folder / "rows.csv"
+        if not path.is_file():
+            return []
+        with path.open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
 
     @property
     def skipped(self) -> list[dict[str, Any]]:
