@@ -67,7 +67,7 @@ def argument_shares(data: Path) -> Iterator[Row]:
             "responses": [first, second],
             "judgement": {"winner": winner},
             "strength": most / count.total(),
-            "rewards": [math.log(count[side] + 0.5) for side in (0, 1)],
+            "extra": {"rewards": [math.log(count[side] + 0.5) for side in (0, 1)]},
         }
 
 
@@ -180,7 +180,7 @@ def line(name: str, args: argparse.Namespace) -> str:
     config = RunConfig.model_validate(
         {
             "model": {"path": "builtin"},
-            "data": {"path": str(path), "format": "prefkit", "held_out": 0.2},
+            "data": {"path": str(path), "format": "prefkit", "held_out": 0.3},
             "encoding": {"too_long": "truncate_response"},
             "training": {"max_steps": args.steps, "batch_size": 4, "learning_rate": 3e-4, "progress": False},
             "report": {"samples": 0},

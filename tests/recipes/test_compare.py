@@ -30,7 +30,7 @@ from prefkit.recipes.compare import (
     compare,
     pairwise_objectives,
 )
-from prefkit.recipes.run import load
+from prefkit.recipes.run import DataOptions, comparisons, load
 
 QUICK: dict[str, Any] = {
     "training": {"max_steps": 2, "batch_size": 4, "learning_rate": 1e-3, "progress": False},
@@ -287,6 +287,21 @@ def test_bad_options_are_explained_before_anything_runs(
     with pytest.raises(OptionError, match=message):
         compare(options(pairs, tmp_path / "new", objectives, **more))
     assert not (tmp_path / "new").exists()
+
+
+def test_an_empty_part_is_refused(tmp_path: Path) -> None:
+    """Two prompts cannot give a hundredth of them to the held-out part."""
+    path = tmp_path / "few.jsonl"
+    path.write_text("".join(json.dumps({"prompt": p, "chosen": " a", "rejected": " b"}) + "\n" for p in "xy"))
+    with pytest.raises(OptionError, match="leaves the held-out part empty"):
+        comparisons(DataOptions(path=str(path), held_out=0.01))
+
+
+def test_rows_that_cannot_be_read_are_named_before_anything_is_trained(tmp_path: Path) -> None:
+    path = tmp_path / "odd.jsonl"
+    path.write_text(json.dumps({"prompt": "x", "responses": [" a", " b"], "judgement": {"winner": 0}, "reward": 1}))
+    with pytest.raises(PrefkitError, match=r"1 rows were set aside, the first because: .*'reward'"):
+        comparisons(DataOptions(path=str(path), format="prefkit", held_out=0.5))
 
 
 def test_something_is_held_out(pairs: Path) -> None:

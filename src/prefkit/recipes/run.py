@@ -13,9 +13,18 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from prefkit.assets import comparisons_path
-from prefkit.comparisons import Comparison, Pair, Ranking, WithSteps, load_comparisons, pairs, split_comparisons
+from prefkit.comparisons import (
+    Comparison,
+    Pair,
+    Ranking,
+    RecordError,
+    WithSteps,
+    load_comparisons,
+    pairs,
+    split_comparisons,
+)
 from prefkit.diagnostics import Evaluation, before_after, evaluate, run_report
-from prefkit.errors import OptionError
+from prefkit.errors import OptionError, PrefkitError
 from prefkit.language import (
     BUILTIN,
     EncodingOptions,
@@ -264,7 +273,8 @@ def comparisons(options: DataOptions) -> tuple[Iterable[Comparison], Iterable[Co
     """Training and held-out comparisons; both can be iterated over again and again.
 
     Raises:
-        OptionError: `evaluation` and `held_out` are both given, or something cannot be read.
+        OptionError: `evaluation` and `held_out` are both given, something cannot be read, or a part would be empty.
+        PrefkitError: no comparison can be read.
     """
 
     def load(path: str | list[str]) -> Iterable[Comparison]:
@@ -287,6 +297,19 @@ def comparisons(options: DataOptions) -> tuple[Iterable[Comparison], Iterable[Co
         return training, load(options.evaluation)
     if options.held_out:
         parts = split_comparisons(training, {"train": 1 - options.held_out, "held_out": options.held_out})
+        empty = [name for name, part in parts.items() if next(iter(part), None) is None]
+        if len(empty) == 2:
+            aside = list(getattr(training, "skipped", ()))
+            first = (RecordError(bad.problem, field=bad.field, source=bad.source, line=bad.line) for bad in aside[:1])
+            why = (
+                "".join(f"{len(aside)} rows were set aside, the first because: {bad}" for bad in first) or "it is empty"
+            )
+            raise PrefkitError(f"no comparison can be read from {options.path}: {why}")
+        if empty:
+            raise OptionError(
+                f"data.held_out = {options.held_out} leaves the {empty[0].replace('_', '-')} part empty: prompts are "
+                "dealt whole, and there are few of them; choose another share, or give data.evaluation"
+            )
         return parts["train"], parts["held_out"]
     return training, None
 
