@@ -82,3 +82,18 @@ def test_parts_without_data_are_left_out() -> None:
     only_after = run_report("After", after=evaluate(WordScorer(), PAIRS))
     assert [section.heading for section in only_after.sections] == ["Held-out comparisons"]
     assert "0.500" in only_after.summary
+
+
+def test_what_the_objective_learned_and_doubts() -> None:
+    """Values in a table, a group of them as bars from the lowest on, and the rows that it finds hardest to believe."""
+    row_figures = [
+        {"row": str(n), "place": f"x:{n}", "label_confidence": value} for n, value in enumerate(["0.9", "0.1", ""], 1)
+    ]
+    learned = {"latent": {"reliabilities": {"ann": 0.9, "bob": 0.6}}}
+    found = run_report("A run", learned=learned, row_figures=row_figures)
+    table, plot = parts(found, "What the objective learned")
+    assert table.rows == [["latent.reliabilities.ann", 0.9], ["latent.reliabilities.bob", 0.6]]
+    assert [row[:2] for row in plot.data.rows] == [["bob", 0.6], ["ann", 0.9]]
+    (lowest,) = parts(found, "Rows, as the objective sees them")
+    assert lowest.rows == [["x:2", 0.1], ["x:1", 0.9]]
+    assert lowest.title == "Lowest label confidence of 2 rows"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from prefkit.errors import PrefkitError
-from prefkit.report import Curve, Plot, bars, curves, histogram, reliability, scatter
+from prefkit.report import Curve, Plot, bars, curves, histogram, reliability, scatter, token_strips
 
 HOSTILE = "<script>alert(1)</script> $\\frac{$"
 
@@ -67,6 +67,19 @@ def test_scatter_carries_its_points_and_draws_many_as_an_image() -> None:
     assert "<image" not in plot.svg()
     many = np.linspace(0, 1, 3000)
     assert 'href="data:image/png;base64' in scatter(many, many, title="t").svg()
+
+
+def test_token_strips_shade_what_counts_and_break_lines() -> None:
+    given = {"one": [("Hi", 0.0), (" there", 2.0), ("\n", 1.0)], "two": [(" x", 1.0)] * 30}
+    plot = token_strips(given, title="Mask", width=20)
+    assert plot.data.rows[:3] == [["one", 0, "Hi", 0.0], ["one", 1, " there", 2.0], ["one", 2, "\n", 1.0]]
+    axes = plot.figure.axes[0]
+    shades = [patch.get_alpha() for patch in axes.patches]
+    assert len(shades) == 32  # not the token of value 0
+    assert shades[0] == max(shades) > shades[1]
+    assert "\u21b5" in [text.get_text() for text in axes.texts]
+    assert {patch.get_y() for patch in axes.patches[2:]} > {patch.get_y() for patch in axes.patches[2:12]}
+    assert all(patch.get_x() + patch.get_width() <= 20 for patch in axes.patches)
 
 
 @pytest.mark.parametrize(

@@ -350,6 +350,10 @@ def _sample(scorer: LanguageScorer | RewardScorer, prompts: Sequence[Any], optio
     return sample(scorer, prompts, max_new_tokens=options.max_new_tokens, temperature=options.temperature)
 
 
+_SHOWN_TOKENS = 200
+"""Of a text whose tokens the report shows."""
+
+
 def _two_sides(comparison: Comparison, pair: Pair) -> Comparison:
     """A pair of a comparison's responses alone, the better one first."""
     sides = (pair.chosen, pair.rejected)
@@ -374,7 +378,7 @@ def _token_pictures(
         for name, values in objective.token_figures(scores.tokens, len(scores.lengths)).items():
             for side, ids in enumerate(encoded["response_ids"]):
                 own = values[scores.tokens.response == side].tolist()
-                texts = (scorer.tokenizer.decode([token]) for token in ids)
+                texts = (scorer.tokenizer.decode([token]) for token in ids[:_SHOWN_TOKENS])
                 strips.setdefault(name, {})[f"{number} {('chosen', 'rejected')[side]}"] = list(
                     zip(texts, own, strict=True)
                 )
