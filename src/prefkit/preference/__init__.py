@@ -1,5 +1,6 @@
 """Preference models: how scores and features become choices, who prefers what, and how sure one may be."""
 
+from prefkit.preference.estimator import PreferenceModel
 from prefkit.preference.general import (
     CandidateScores,
     block_embeddings,
@@ -38,11 +39,19 @@ from prefkit.preference.ideal_points import (
     token_weights,
     user_weights,
 )
+from prefkit.preference.leaderboard import Leaderboard, Standing
+from prefkit.preference.linear import BradleyTerry, PlackettLuce, Thurstone
 
 __all__ = [
     "TOKEN_WEIGHTINGS",
+    "BradleyTerry",
     "CandidateScores",
+    "Leaderboard",
     "Mixture",
+    "PlackettLuce",
+    "PreferenceModel",
+    "Standing",
+    "Thurstone",
     "angle_logits",
     "block_embeddings",
     "candidate_scores",
