@@ -40,22 +40,32 @@ from prefkit.preference.ideal_points import (
     user_weights,
 )
 from prefkit.preference.leaderboard import Leaderboard, Standing
-from prefkit.preference.linear import BradleyTerry, PlackettLuce, Thurstone
+from prefkit.preference.linear import BradleyTerry, PlackettLuce, StrengthModel, Thurstone
+from prefkit.preference.networks import GeneralPreference, NetworkModel, RewardNetwork
+from prefkit.preference.population import HeldOut, IdealPoints, Projector, choose_prototypes
 
 __all__ = [
     "TOKEN_WEIGHTINGS",
     "BradleyTerry",
     "CandidateScores",
+    "GeneralPreference",
+    "HeldOut",
+    "IdealPoints",
     "Leaderboard",
     "Mixture",
+    "NetworkModel",
     "PlackettLuce",
     "PreferenceModel",
+    "Projector",
+    "RewardNetwork",
     "Standing",
+    "StrengthModel",
     "Thurstone",
     "angle_logits",
     "block_embeddings",
     "candidate_scores",
     "check_mixture",
+    "choose_prototypes",
     "distance_score",
     "divergence_span",
     "duality_gap",

@@ -83,8 +83,20 @@ def prompt_ideal_points(
     """
     weights = mixture_weights(logits, temperature=temperature)
     if hard:
-        weights = F.one_hot(weights.argmax(-1), weights.shape[-1]).to(weights.dtype)
+        weights = hardened(weights)
+    return mix_prompt_points(weights, prompt_points)
+
+
+def mix_prompt_points(
+    weights: Float[Tensor, "batch k"], prompt_points: Float[Tensor, "batch k d"]
+) -> Float[Tensor, "batch d"]:
+    """sum_k w_uk g_k(x)."""
     return torch.einsum("bk,bkd->bd", weights, prompt_points)
+
+
+def hardened(weights: Float[Tensor, "batch k"]) -> Float[Tensor, "batch k"]:
+    """All weight on the largest one."""
+    return F.one_hot(weights.argmax(-1), weights.shape[-1]).to(weights.dtype)
 
 
 def check_mixture(weights: Float[Tensor, "*batch k"]) -> None:
