@@ -1,5 +1,6 @@
 """Preference models: how scores and features become choices, who prefers what, and how sure one may be."""
 
+from prefkit.preference.cycles import Cycle, Cyclicity, cyclicity
 from prefkit.preference.estimator import PreferenceModel
 from prefkit.preference.general import (
     CandidateScores,
@@ -43,11 +44,17 @@ from prefkit.preference.leaderboard import Leaderboard, Standing
 from prefkit.preference.linear import BradleyTerry, PlackettLuce, StrengthModel, Thurstone
 from prefkit.preference.networks import GeneralPreference, NetworkModel, RewardNetwork
 from prefkit.preference.population import HeldOut, IdealPoints, Projector, choose_prototypes
+from prefkit.preference.storage import load_preference_model, save_preference_model
+from prefkit.preference.wrappers import Calibrated, Ensemble, fit_temperature
 
 __all__ = [
     "TOKEN_WEIGHTINGS",
     "BradleyTerry",
+    "Calibrated",
     "CandidateScores",
+    "Cycle",
+    "Cyclicity",
+    "Ensemble",
     "GeneralPreference",
     "HeldOut",
     "IdealPoints",
@@ -66,10 +73,12 @@ __all__ = [
     "candidate_scores",
     "check_mixture",
     "choose_prototypes",
+    "cyclicity",
     "distance_score",
     "divergence_span",
     "duality_gap",
     "embeddings_from_scores",
+    "fit_temperature",
     "gate",
     "gpm_loss",
     "gpm_regression_loss",
@@ -78,6 +87,7 @@ __all__ = [
     "gpm_soft_regression_loss",
     "hinge_loss",
     "learned_temperature",
+    "load_preference_model",
     "logistic_loss",
     "mix_ideal_points",
     "mixture_weights",
@@ -85,6 +95,7 @@ __all__ = [
     "over_tokens",
     "prompt_ideal_points",
     "prototype_bound_loss",
+    "save_preference_model",
     "score_table",
     "score_versus_policy",
     "scores_versus_candidates",

@@ -8,6 +8,7 @@ inverse of the curvature gives standard errors.
 from __future__ import annotations
 
 import warnings
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeAlias
 
@@ -454,10 +455,15 @@ class _PairModel(StrengthModel, PreferenceModel):
     """Comparisons of two under a choice law."""
 
     max_iter: int
-    _law: Law
     tie_: float
 
-    def _fit_pairs(self, law: Law, X: Any, y: ArrayLike | None, sample_weight: ArrayLike | None) -> Self:
+    @property
+    @abstractmethod
+    def _law(self) -> Law:
+        """From margins to probabilities."""
+
+    def _fit_pairs(self, X: Any, y: ArrayLike | None, sample_weight: ArrayLike | None) -> Self:
+        law = self._law
         check_positive("ridge", self.ridge, zero=True)
         array = pairs_of(X)
         outcomes, weights = outcomes_of(y, len(array)), weights_of(sample_weight, len(array))
@@ -465,7 +471,7 @@ class _PairModel(StrengthModel, PreferenceModel):
         self._forget()
         self.classes_ = np.array([0.0, 0.5, 1.0] if law.ties else [0.0, 1.0])
         shares = shares_of(outcomes, ties=law.ties) * weights[:, None]
-        self._law = fitted = law
+        fitted = law
         if law.ties and not shares[:, 1].any():
             warnings.warn("no comparison is a tie: a tie is taken to be impossible", stacklevel=3)
             fitted = BradleyTerryLaw()
@@ -531,9 +537,13 @@ class BradleyTerry(_PairModel):
             PrefkitError: the data are wrong, or do not connect the items.
             OptionError: a parameter is out of range.
         """
+        return self._fit_pairs(X, y, sample_weight)
+
+    @property
+    def _law(self) -> Law:
         if self.ties not in TIES:
             raise OptionError(unknown("treatment of ties", str(self.ties), TIES))
-        return self._fit_pairs(TIES[self.ties], X, y, sample_weight)
+        return TIES[self.ties]
 
 
 class Thurstone(_PairModel):
@@ -560,7 +570,11 @@ class Thurstone(_PairModel):
             PrefkitError: the data are wrong, or do not connect the items.
             OptionError: a parameter is out of range.
         """
-        return self._fit_pairs(ThurstoneLaw(), X, y, sample_weight)
+        return self._fit_pairs(X, y, sample_weight)
+
+    @property
+    def _law(self) -> Law:
+        return ThurstoneLaw()
 
 
 class PlackettLuce(StrengthModel):

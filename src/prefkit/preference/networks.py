@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Self, TypeAlias, TypeVar
 
@@ -122,6 +122,7 @@ class NetworkModel(PreferenceModel):
         loss_curve_: loss of each update.
         items_: names, where the options are named.
         n_features_in_: number of features, where they are not.
+        n_prompt_features_: number of features of prompts; None without them.
     """
 
     hidden: Sequence[int]
@@ -137,6 +138,7 @@ class NetworkModel(PreferenceModel):
     loss_curve_: list[float]
     items_: NDArray[Any]
     n_features_in_: int
+    n_prompt_features_: int | None
 
     @abstractmethod
     def _build(self, inputs: int, *, named: bool, prompt_features: int | None) -> nn.Module:
@@ -178,17 +180,15 @@ class NetworkModel(PreferenceModel):
         if named:
             items = coded(array)
             self.items_ = items.names
-            inputs, options = len(items.names), torch.from_numpy(items.codes)
+            options = torch.from_numpy(items.codes)
         else:
             check_options_differ(array)
-            inputs, options = array.shape[2], torch.from_numpy(array).float()
-            self.n_features_in_ = inputs
+            options = torch.from_numpy(array).float()
+            self.n_features_in_ = array.shape[2]
         contexts = prompts_of(prompts, len(array))
+        self.n_prompt_features_ = None if contexts is None else contexts.shape[1]
         self.classes_ = np.array([0.0, 1.0])
-        self.module_ = seeded(
-            lambda: self._build(inputs, named=named, prompt_features=None if contexts is None else contexts.shape[1]),
-            self.seed,
-        ).to(self.device)
+        self.module_ = seeded(self._made, self.seed).to(self.device)
         options = options.to(self.device)
         target = torch.from_numpy(outcomes).float().to(self.device)
         weight = torch.from_numpy(weights / weights.mean()).float().to(self.device)
@@ -254,6 +254,24 @@ class NetworkModel(PreferenceModel):
                 return np.stack([self.decision_function(X, prompts=prompts) for _ in range(samples)])
         finally:
             self.module_.eval()
+
+    def restore_module(self, weights: Mapping[str, Tensor]) -> None:
+        """Build the network again, with weights that were saved.
+
+        Args:
+            weights: the network's state.
+
+        Raises:
+            RuntimeError: they are those of another network.
+        """
+        self.module_ = self._made().to(self.device)
+        self.module_.load_state_dict(dict(weights))
+        self.module_.eval()
+
+    def _made(self) -> nn.Module:
+        named = hasattr(self, "items_")
+        inputs = len(self.items_) if named else self.n_features_in_
+        return self._build(inputs, named=named, prompt_features=self.n_prompt_features_)
 
     def _encoded(self, array: NDArray[Any]) -> Tensor:
         if array.dtype != np.float64:

@@ -194,6 +194,7 @@ class IdealPoints(PreferenceModel):
         annotators_: the people, in the order of `mixtures_`.
         mixtures_: `[people, K]`, weights of the prototypes.
         n_features_in_: number of features.
+        n_prompt_features_: number of features of prompts, in variant B.
         loss_curve_: loss of each update.
 
     Source: Chen et al. 2024 (PAL, arXiv 2406.08469). The defaults of rates and projector are this library's, for
@@ -255,6 +256,7 @@ class IdealPoints(PreferenceModel):
     annotators_: NDArray[Any]
     mixtures_: Floats
     n_features_in_: int
+    n_prompt_features_: int | None
     loss_curve_: list[float]
 
     def fit(
@@ -294,8 +296,8 @@ class IdealPoints(PreferenceModel):
         contexts = self._prompts(prompts, len(array))
         self.n_features_in_ = array.shape[2]
         self.classes_ = np.array([0.0, 1.0])
-        made = seeded(lambda: self._build(len(people), None if contexts is None else contexts.shape[1]), self.seed)
-        self.module_ = made.to(self.device)
+        self.n_prompt_features_ = None if contexts is None else contexts.shape[1]
+        self.module_ = seeded(lambda: self._build(len(people)), self.seed).to(self.device)
         shared, logits = self._shared, self._logits
         groups: list[dict[str, Any]] = [
             {"params": list(shared.project.parameters()), "lr": self.learning_rate, "weight_decay": self.weight_decay},
@@ -448,6 +450,19 @@ class IdealPoints(PreferenceModel):
         found: Floats = self.mixtures_[[places[person] for person in annotators]]
         return found
 
+    def restore_module(self, weights: Mapping[str, Tensor]) -> None:
+        """Build the network again, with weights that were saved.
+
+        Args:
+            weights: the network's state.
+
+        Raises:
+            RuntimeError: they are those of another network.
+        """
+        self.module_ = self._build(len(weights["logits"])).to(self.device)
+        self.module_.load_state_dict(dict(weights))
+        self.module_.eval()
+
     # --- inside
 
     @property
@@ -466,8 +481,8 @@ class IdealPoints(PreferenceModel):
     def _logits(self) -> nn.Parameter:
         return self.module_.logits
 
-    def _build(self, people: int, prompt_features: int | None) -> _Population:
-        return _Population(_Points(self, self.n_features_in_, prompt_features), people, self.prototypes)
+    def _build(self, people: int) -> _Population:
+        return _Population(_Points(self, self.n_features_in_, self.n_prompt_features_), people, self.prototypes)
 
     def _data(
         self, X: Any, y: ArrayLike | None, sample_weight: ArrayLike | None
