@@ -81,7 +81,7 @@ def test_soft_labels_lead_to_their_probability() -> None:
         (lambda: RewardNetwork().fit(X, Y, prompts=X[:, 0]), "a reward is no function of the prompt"),
         (lambda: RewardNetwork().fit(np.ones((3, 2, 2))), "the same features in every comparison"),
         (lambda: RewardNetwork(hidden=(0,)).fit(X, Y), "hidden must be widths of at least 1"),
-        (lambda: RewardNetwork(learning_rate=1e38, hidden=(), steps=9).fit(1e5 * X, Y), "the fit diverged"),
+        (lambda: RewardNetwork(learning_rate=1e30, hidden=(), steps=9).fit(1e9 * X, Y), "the fit diverged"),
     ],
 )
 def test_bad_input_is_refused(call: Any, message: str) -> None:

@@ -42,6 +42,7 @@ from prefkit.preference.ideal_points import (
 )
 from prefkit.preference.leaderboard import Leaderboard, Standing
 from prefkit.preference.linear import BradleyTerry, PlackettLuce, StrengthModel, Thurstone
+from prefkit.preference.named import NamedComparisons, named_comparisons
 from prefkit.preference.networks import GeneralPreference, NetworkModel, RewardNetwork
 from prefkit.preference.population import HeldOut, IdealPoints, Projector, choose_prototypes
 from prefkit.preference.storage import load_preference_model, save_preference_model
@@ -60,6 +61,7 @@ __all__ = [
     "IdealPoints",
     "Leaderboard",
     "Mixture",
+    "NamedComparisons",
     "NetworkModel",
     "PlackettLuce",
     "PreferenceModel",
@@ -92,6 +94,7 @@ __all__ = [
     "mix_ideal_points",
     "mixture_weights",
     "multiplicative_weights_step",
+    "named_comparisons",
     "over_tokens",
     "prompt_ideal_points",
     "prototype_bound_loss",
