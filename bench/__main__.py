@@ -1,4 +1,4 @@
-"""Throughput and memory of preference training against TRL's DPOTrainer: `make bench`.
+"""Preference training against TRL's DPOTrainer (throughput, memory), and leaderboards against choix: `make bench`.
 
 Programs run alternately, each in a process of its own; what is reported is the median of the ratios of paired runs,
 of training time only. The peer is installed into an environment of its own, beside the packages of this one.
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from bench import strengths
 from bench.objectives import costs
 from bench.profile import profile
 from prefkit.language.scorer import multiplies_bf16
@@ -30,7 +31,7 @@ from prefkit.report import Table
 HERE = Path(__file__).parent
 OUT = HERE / "out"
 YARDSTICK = HERE.parents[1] / "shared" / "bench"
-PEER = "trl==1.16.0"
+PEERS = ("trl==1.16.0", strengths.PEER)
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ def main() -> None:
     parser.add_argument("--only", help="cases whose name contains this")
     parser.add_argument("--no-profile", action="store_true")
     parser.add_argument("--no-objectives", action="store_true", help="leave out what each objective costs")
+    parser.add_argument("--no-strengths", action="store_true", help="leave out leaderboards")
+    parser.add_argument("--limit", type=float, default=90.0, help="seconds that a method of choix may take")
     args = parser.parse_args()
     if not (args.yardstick / "trl_dpo.py").is_file():
         sys.exit(f"{args.yardstick} holds no trl_dpo.py: give the folder of the peer's scripts with --yardstick")
@@ -107,6 +110,9 @@ def main() -> None:
     if not args.no_profile:
         for name, bf16 in (("small", True), ("small", False), ("medium", True)):
             console.print(profile(_workload(name, args.yardstick), bf16=bf16))
+    if not args.no_strengths:
+        table, _ = strengths.compare(peer, OUT / "strengths", repeats=args.repeats, limit=args.limit)
+        console.print(table)
     if not args.no_objectives:
         console.print(costs(_workload("small", args.yardstick)))
 
@@ -157,12 +163,13 @@ def _peer() -> Path:
     """The interpreter of an environment that holds the peer and sees the packages of this one."""
     folder = HERE.parent / ".venv-bench"
     python = folder / "bin" / "python"
-    if not (folder / "ready").exists():
+    ready = folder / "ready"
+    if not ready.exists() or ready.read_text() != "\n".join(PEERS):
         venv.create(folder, with_pip=True, clear=True)
         (site,) = folder.glob("lib/python*/site-packages")
         (site / "beside.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", PEER], check=True)
-        (folder / "ready").touch()
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", *PEERS], check=True)
+        ready.write_text("\n".join(PEERS))
     return python
 
 

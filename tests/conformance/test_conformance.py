@@ -23,6 +23,8 @@ PASSING = {
     "tpo": None,
     "spo": None,
     "sparsepo": None,
+    "gpm": None,
+    "pal": None,
     "rso": {"sigmoid_norm_loss", "hinge_norm_loss", "hinge_loss", "slic_loss"},
 }
 

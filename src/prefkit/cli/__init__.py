@@ -11,6 +11,7 @@ from rich.console import Console
 from prefkit.cli.compare import compare
 from prefkit.cli.data import data
 from prefkit.cli.demo import demo
+from prefkit.cli.leaderboard import leaderboard
 from prefkit.cli.measure import evaluate, score
 from prefkit.cli.recipes import recipes, reproduce
 from prefkit.cli.train import train
@@ -23,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for command in (demo, train, compare, evaluate, score, recipes, reproduce):
+for command in (demo, train, compare, evaluate, score, leaderboard, recipes, reproduce):
     app.command()(command)
 app.add_typer(data, name="data")
 

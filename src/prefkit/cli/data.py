@@ -223,10 +223,15 @@ def _load(
         file,
         format=format,
         columns=_assignments(columns, "--columns") if columns else None,
-        options={name: yaml.safe_load(value) for name, value in _assignments(option or [], "--option").items()},
+        options=format_options(option),
         split=split,
         limit=limit,
     )
+
+
+def format_options(option: list[str] | None) -> dict[str, Any]:
+    """Options of a format as the command line gives them, `name=value` with values in YAML."""
+    return {name: yaml.safe_load(value) for name, value in _assignments(option or [], "--option").items()}
 
 
 def _assignments(texts: list[str], flag: str) -> dict[str, str]:

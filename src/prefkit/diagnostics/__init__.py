@@ -19,10 +19,12 @@ from prefkit.diagnostics.intervals import (
     mean_interval,
     wilson_interval,
 )
+from prefkit.diagnostics.probabilities import Calibration, brier_score, calibration, expected_calibration_error
 from prefkit.diagnostics.run_report import run_report
 
 __all__ = [
     "LABELS",
+    "Calibration",
     "CalibrationFigures",
     "Correlations",
     "Evaluation",
@@ -30,9 +32,12 @@ __all__ = [
     "before_after",
     "bootstrap_difference",
     "bootstrap_interval",
+    "brier_score",
+    "calibration",
     "correlations",
     "evaluate",
     "evaluate_calibration",
+    "expected_calibration_error",
     "implicit_rewards",
     "kl_estimate",
     "mean_interval",

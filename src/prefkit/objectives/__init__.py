@@ -119,6 +119,7 @@ from prefkit.objectives.scores import (
     Targets,
     TokenScores,
 )
+from prefkit.objectives.self_play import gpo_loss, gpo_pair_loss
 from prefkit.objectives.sides import apo_down, apo_zero, bco_pair, dpop, nca, sppo
 from prefkit.objectives.tabular import (
     Calibrated,
@@ -229,6 +230,8 @@ __all__ = [
     "encode_all",
     "exo",
     "flip_preferences",
+    "gpo_loss",
+    "gpo_pair_loss",
     "graded_loss",
     "graded_steps_loss",
     "gradient_weights",

@@ -19,6 +19,7 @@ from prefkit.objectives.calibration import CALIBRATION
 from prefkit.objectives.graded import GRADED
 from prefkit.objectives.links import LINKS, Temperature, logistic
 from prefkit.objectives.parts import Part, catalogue
+from prefkit.objectives.self_play import SELF_PLAY
 
 
 def plackett_luce_loss(
@@ -95,4 +96,5 @@ RANKINGS = catalogue(
     Part("all_pairs", _all_pairs, ("ranks", "mask"), AllPairsOptions, pairwise=True),
     CALIBRATION,
     *GRADED,
+    *SELF_PLAY,
 )

@@ -441,6 +441,14 @@ PRESETS: Mapping[str, Preset] = {
         {"reward": "log_ratio", "ranking": "graded_steps"},
         {"beta": 0.5},
     ),
+    "gpo": Preset(
+        "lists",
+        "general preference optimisation: each log-ratio is led to the response's mean score against the policy",
+        "Zhang et al. 2024, arXiv 2410.02197, eq. 5.3",
+        {"reward": "log_ratio", "ranking": "gpo"},
+        {"beta": 0.001},
+        "the authors' code",
+    ),
     "kto": Preset(
         "labels",
         "Kahneman-Tversky optimisation: good and bad responses without pairs",

@@ -153,7 +153,14 @@ def histogram(samples: Mapping[str, ArrayLike], *, title: str, x: str = "", bins
     return _finish(figure, axes, table, legend=len(arrays) > 1)
 
 
-def bars(values: Mapping[str, HasBounds | float], *, title: str, x: str = "", baseline: float | None = None) -> Plot:
+def bars(
+    values: Mapping[str, HasBounds | float],
+    *,
+    title: str,
+    x: str = "",
+    baseline: float | None = None,
+    filled: bool = True,
+) -> Plot:
     """One bar a name, with its interval where the value has one.
 
     Args:
@@ -161,6 +168,7 @@ def bars(values: Mapping[str, HasBounds | float], *, title: str, x: str = "", ba
         title: what the plot shows.
         x: label of the value axis.
         baseline: a value to compare with (chance, a published figure), drawn as a line.
+        filled: False draws points instead, for values of which 0 is no natural beginning.
 
     Raises:
         PrefkitError: there is nothing to draw.
@@ -173,7 +181,10 @@ def bars(values: Mapping[str, HasBounds | float], *, title: str, x: str = "", ba
             mean, low, high = float(value), math.nan, math.nan
         else:
             mean, low, high = value.mean, value.low, value.high
-        axes.barh(place, mean, height=0.6, color=PALETTE[0], alpha=0.85)
+        if filled:
+            axes.barh(place, mean, height=0.6, color=PALETTE[0], alpha=0.85)
+        else:
+            axes.plot(mean, place, marker="o", color=PALETTE[0])
         if math.isfinite(low) and math.isfinite(high):
             axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], color=INK, capsize=3, linewidth=1.2)
         rows.append([name, mean, low, high])
