@@ -23,6 +23,11 @@ PASSING = {
     "tpo": None,
     "spo": None,
     "sparsepo": None,
+    "secrets-rm": None,
+    "worldpm": None,
+    "context-pm": None,
+    "domain-rm": None,
+    "flr": None,
     "rso": {"sigmoid_norm_loss", "hinge_norm_loss", "hinge_loss", "slic_loss"},
 }
 

@@ -4,6 +4,7 @@ from prefkit.comparisons.canonical import from_dict, rows_for, to_dict, write_co
 from prefkit.comparisons.companions import Companion
 from prefkit.comparisons.curriculum import Candidate, Curriculum, build_curriculum, curriculum_pairs, curriculum_stages
 from prefkit.comparisons.formats import FORMATS
+from prefkit.comparisons.forum import ForumPairs, drawn_pair, forum_pairs
 from prefkit.comparisons.health import Health, check_comparisons
 from prefkit.comparisons.instructions import (
     InstructionFunction,
@@ -45,6 +46,7 @@ __all__ = [
     "Comparison",
     "Comparisons",
     "Curriculum",
+    "ForumPairs",
     "Health",
     "InstructionFunction",
     "InterPair",
@@ -75,6 +77,8 @@ __all__ = [
     "consistent_feedback",
     "curriculum_pairs",
     "curriculum_stages",
+    "drawn_pair",
+    "forum_pairs",
     "from_dict",
     "generate_rationales",
     "inter_order",

@@ -1,0 +1,9 @@
+"""Selection: choosing among candidates."""
+
+from prefkit.selection.best_of import MinedPairs, best_of_n, mine_pairs
+
+__all__ = [
+    "MinedPairs",
+    "best_of_n",
+    "mine_pairs",
+]
