@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from prefkit import diagnostics, objectives
 from prefkit.comparisons import forum_pairs
 from prefkit.selection import best_of_n
@@ -46,7 +48,7 @@ def scaling(x: dict[str, Any]) -> dict[str, Any]:
         "r2_log_log": fit.r2_log_log,
         "semilog_slope_per_doubling": fit.slope_per_doubling,
         "semilog_r2": fit.slope_r2,
-        "spearman_sign": fit.spearman,
+        "spearman_sign": float(np.sign(fit.spearman)),
     }
 
 

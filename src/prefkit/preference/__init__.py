@@ -9,6 +9,7 @@ from prefkit.preference.context import (
     infer_context,
     marginal_preference,
 )
+from prefkit.preference.feature_rewards import FeatureRewardModel, vote_strength
 from prefkit.preference.features import OPINION_SUMMARY, DomainFeatures
 from prefkit.preference.network import RewardNetwork, feedforward_scores
 
@@ -16,6 +17,7 @@ __all__ = [
     "OPINION_SUMMARY",
     "DecompositionBound",
     "DomainFeatures",
+    "FeatureRewardModel",
     "InferredContext",
     "MarginalPreference",
     "RewardNetwork",
@@ -24,4 +26,5 @@ __all__ = [
     "feedforward_scores",
     "infer_context",
     "marginal_preference",
+    "vote_strength",
 ]
