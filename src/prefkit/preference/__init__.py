@@ -9,7 +9,7 @@ from prefkit.preference.context import (
     infer_context,
     marginal_preference,
 )
-from prefkit.preference.feature_rewards import FeatureRewardModel, vote_strength
+from prefkit.preference.feature_rewards import FeatureRewardModel, vote_strength, with_contexts
 from prefkit.preference.features import OPINION_SUMMARY, DomainFeatures
 from prefkit.preference.network import RewardNetwork, feedforward_scores
 
@@ -27,4 +27,5 @@ __all__ = [
     "infer_context",
     "marginal_preference",
     "vote_strength",
+    "with_contexts",
 ]

@@ -1,7 +1,7 @@
 """Reward models on features: a small network that is fitted to choices between pairs of feature vectors.
 
-They follow the conventions of scikit-learn's estimators. Pairs are `X [pairs, 2, features]`; `y [pairs]` is the index
-of the preferred response, or the probability that it is the second.
+They follow the conventions of scikit-learn's estimators. Pairs are `X [pairs, 2, features]`; `y [pairs]` is the
+probability that the first response is preferred: 1, 0, or a soft label between; without `y` it always is.
 
 Source: Zhang et al. 2024, Leveraging Domain Knowledge for Efficient Reward Modelling (arXiv 2402.15473); voting and
 losses: Wang et al. 2024, Secrets of RLHF in Large Language Models Part II (arXiv 2401.06080).
@@ -41,6 +41,8 @@ class FeatureRewardModel:
         activation: after the first layer; see `feedforward_scores`.
         inner_activation: after the layers between.
         output_activation: after the last layer; with a relu, rewards are flat where it is 0.
+        context_features: how many of the last features describe a context (a criterion, a person), which both
+            responses of a pair share; see `RewardNetwork` and `with_contexts`.
         learning_rate: of AdamW.
         weight_decay: of AdamW.
         betas: of AdamW.
@@ -51,13 +53,14 @@ class FeatureRewardModel:
         clip: bound of the norm of the gradient; None for no bound.
         alpha: smoothing of labels, in [0, 0.5].
         smoothed: "all" labels, or those of "negative" margin.
+        zero_start: start from weights of 0, for linear rewards only.
         feature_names: names of the features, for messages and `explain`.
         random_state: seed of the first weights and of the order of pairs.
 
     Attributes:
         network_: the fitted network.
         n_features_in_: number of features.
-        classes_: `[0, 1]`, the places of a pair's responses.
+        classes_: `[0, 1]`, the outcomes in the order of the columns of `predict_proba`.
         losses_: mean training loss of each epoch, in nats.
     """
 
@@ -73,6 +76,7 @@ class FeatureRewardModel:
         activation: Activation | None = "tanh",
         inner_activation: Activation | None = None,
         output_activation: Activation | None = None,
+        context_features: int = 0,
         learning_rate: float = 0.05,
         weight_decay: float = 0.05,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -83,14 +87,16 @@ class FeatureRewardModel:
         clip: float | None = None,
         alpha: float = 0.0,
         smoothed: Smoothed = "all",
+        zero_start: bool = False,
         feature_names: Sequence[str] | None = None,
         random_state: int = 0,
     ) -> None:
         self.layers, self.activation, self.inner_activation = layers, activation, inner_activation
-        self.output_activation, self.learning_rate, self.weight_decay = output_activation, learning_rate, weight_decay
+        self.output_activation, self.context_features = output_activation, context_features
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.betas, self.epochs, self.batch_size, self.warmup = betas, epochs, batch_size, warmup
         self.schedule, self.clip, self.alpha, self.smoothed = schedule, clip, alpha, smoothed
-        self.feature_names, self.random_state = feature_names, random_state
+        self.zero_start, self.feature_names, self.random_state = zero_start, feature_names, random_state
 
     # -- scikit-learn's conventions ---------------------------------------------------------------------------------
 
@@ -114,19 +120,18 @@ class FeatureRewardModel:
     def fit(
         self,
         X: ArrayLike,
-        y: ArrayLike,
+        y: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
         *,
         margins: ArrayLike | None = None,
-        sample_weight: ArrayLike | None = None,
     ) -> Self:
         """Fit the reward to choices.
 
         Args:
             X: `[pairs, 2, features]`.
-            y: `[pairs]`, 0 where the first response was preferred, 1 where the second was, or the probability of the
-                latter.
-            margins: `[pairs]`, by how much the preferred response has to be ahead, in log-odds; may be negative.
+            y: `[pairs]`, probability that the first response is preferred; 1 by default.
             sample_weight: `[pairs]`, weight of each pair, at least 0.
+            margins: `[pairs]`, by how much the preferred response has to be ahead, in log-odds; may be negative.
 
         Raises:
             OptionError: an option is out of range.
@@ -134,19 +139,18 @@ class FeatureRewardModel:
             PrefkitError: shapes do not fit together, or there are no pairs or features.
         """
         self._check_options()
-        features, labels = self._pairs(X), _labels(y)
-        if len(labels) != len(features):
-            raise PrefkitError(f"each pair needs one label: got {len(labels)} labels for {len(features)} pairs")
+        features = self._pairs(X)
+        labels = _labels(y, len(features))
         constant = (features == features[:1, :1]).all((0, 1))
         if constant.any():
-            names = ", ".join(self._name(place) for place in np.flatnonzero(constant))
+            names = ", ".join(self._name(int(place)) for place in np.flatnonzero(constant))
             warnings.warn(f"features that are constant say nothing about a choice: {names}", stacklevel=2)
         self.n_features_in_ = features.shape[2]
         if self.feature_names is not None and len(self.feature_names) != self.n_features_in_:
             raise OptionError(f"feature_names must name {self.n_features_in_} features, got {len(self.feature_names)}")
         self.classes_ = np.array([0, 1])
         generator = torch.Generator().manual_seed(self.random_state)
-        self.network_ = self._network(self.n_features_in_, generator)
+        self.network_ = self._network(self.n_features_in_, None if self.zero_start else generator)
         self._descend(
             torch.from_numpy(features).float(),
             torch.from_numpy(labels).float(),
@@ -175,28 +179,28 @@ class FeatureRewardModel:
         return found
 
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Reward of the second response less that of the first, `[pairs]`: above 0 the second is preferred."""
+        """Reward of the first response less that of the second, `[pairs]`: above 0 the first is preferred."""
         pairs = self._pairs(X)
-        return self.reward(pairs[:, 1]) - self.reward(pairs[:, 0])
+        return self.reward(pairs[:, 0]) - self.reward(pairs[:, 1])
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Probability that the first, and that the second response is preferred, `[pairs, 2]`."""
+        """Probability that the second, and that the first response is preferred, `[pairs, 2]`."""
         difference = self.decision_function(X)
         return np.column_stack([expit(-difference), expit(difference)])
 
     def predict(self, X: ArrayLike) -> NDArray[np.int64]:
-        """Index of the preferred response, `[pairs]`; the first at equal rewards."""
+        """1 where the first response has the higher reward, 0 elsewhere, `[pairs]`."""
         return (self.decision_function(X) > 0).astype(np.int64)
 
-    def score(self, X: ArrayLike, y: ArrayLike) -> float:
+    def score(self, X: ArrayLike, y: ArrayLike | None = None) -> float:
         """Share of choices that are predicted, equal rewards counting half.
 
         Args:
             X: `[pairs, 2, features]`.
-            y: `[pairs]`, index of the preferred response; a probability counts for its likelier side.
+            y: `[pairs]`, probability that the first response is preferred; a soft label counts for both sides.
         """
-        sides = np.sign(_labels(y) - 0.5)
-        return float(np.where(sides == 0, 0.5, np.heaviside(sides * self.decision_function(X), 0.5)).mean())
+        difference = self.decision_function(X)
+        return float((0.5 + np.sign(difference) * (_labels(y, len(difference)) - 0.5)).mean())
 
     def explain(self, features: ArrayLike | None = None) -> dict[str, float]:
         """What each feature is worth to the reward: its mean gradient, which of a linear reward is its weight.
@@ -208,7 +212,7 @@ class FeatureRewardModel:
             PrefkitError: the reward is not linear and no features are given, or as `reward`.
         """
         self._check_fitted()
-        linear = not self.layers and self.output_activation is None
+        linear = not self.layers and self.output_activation is None and not self.context_features
         if features is None and not linear:
             raise PrefkitError("the gradients of a reward with hidden layers differ from place to place: give features")
         rows = np.zeros((1, self.n_features_in_)) if features is None else np.asarray(features, dtype=np.float64)
@@ -265,6 +269,7 @@ class FeatureRewardModel:
             activation=self.activation,
             inner_activation=self.inner_activation,
             output_activation=self.output_activation,
+            context_features=self.context_features,
             generator=generator,
         )
 
@@ -285,10 +290,8 @@ class FeatureRewardModel:
         self.losses_ = []
         for _ in range(self.epochs):
             total = 0.0
-            order = (
-                torch.randperm(len(labels), generator=generator) if size < len(labels) else torch.arange(len(labels))
-            )
-            for batch in order.split(size):
+            order = torch.randperm(len(labels), generator=generator)
+            for batch in torch.split(order, size):
                 losses = self._losses(features[batch], labels[batch], margins[batch])
                 loss = (losses * weights[batch]).mean()
                 optimiser.zero_grad()
@@ -304,7 +307,7 @@ class FeatureRewardModel:
         """Loss of each pair; the margin stands on the side of the likelier label."""
         first, second = self.network_(features).unbind(1)
         likelier = labels >= 0.5
-        chosen, rejected = torch.where(likelier, second, first), torch.where(likelier, first, second)
+        chosen, rejected = torch.where(likelier, first, second), torch.where(likelier, second, first)
         how: dict[str, Any] = {"alpha": self.alpha, "smoothed": self.smoothed}
         losses = adaptive_margin_loss(chosen, rejected, margins, **how)
         if bool(((labels == 0) | (labels == 1)).all()):
@@ -366,6 +369,7 @@ class FeatureRewardModel:
             "schedule": (self.schedule in ("constant", "cosine"), "constant or cosine"),
             "clip": (self.clip is None or self.clip > 0, "greater than 0, or None"),
             "alpha": (0 <= self.alpha <= 0.5, "in [0, 0.5]"),
+            "zero_start": (not (self.zero_start and self.layers), "False with hidden layers, which would stay at 0"),
             "smoothed": (self.smoothed in ("all", "negative"), "all or negative"),
         }
         for name, (right, wanted) in checks.items():
@@ -375,10 +379,28 @@ class FeatureRewardModel:
             warnings.warn("after a relu all rewards below 0 are equal and have no gradient", stacklevel=3)
 
 
+def with_contexts(features: ArrayLike, contexts: ArrayLike) -> NDArray[np.float64]:
+    """Features of pairs or of single responses followed by those of their contexts.
+
+    Args:
+        features: `[pairs, 2, features]`, or `[n, features]`.
+        contexts: `[pairs, context_features]`, or `[n, context_features]`; both responses of a pair get the same.
+
+    Raises:
+        PrefkitError: they do not belong together.
+    """
+    rows, context = np.asarray(features, dtype=np.float64), np.asarray(contexts, dtype=np.float64)
+    if rows.ndim not in (2, 3) or context.ndim != 2 or len(rows) != len(context):
+        raise PrefkitError(f"each pair or response needs one context, got shapes {rows.shape} and {context.shape}")
+    if rows.ndim == 3:
+        context = np.repeat(context[:, None], rows.shape[1], axis=1)
+    return np.concatenate([rows, context], axis=-1)
+
+
 def vote_strength(
     model: FeatureRewardModel,
     X: ArrayLike,
-    y: ArrayLike,
+    y: ArrayLike | None = None,
     *,
     members: int = 10,
     folds: int | None = None,
@@ -391,7 +413,7 @@ def vote_strength(
         model: what each member is a copy of. Without folds let it see the data once or twice: models that have
             memorised the labels agree with all of them, the wrong ones included.
         X: `[pairs, 2, features]`.
-        y: `[pairs]`, index of the preferred response.
+        y: `[pairs]`, probability that the first response is preferred, 0.5 counting as preferred; 1 by default.
         members: number of models, at least 1.
         folds: score each pair by models that were not trained on it, in so many folds.
         normalise: see `preference_strength`.
@@ -400,7 +422,8 @@ def vote_strength(
     Raises:
         OptionError: members or folds is out of range.
     """
-    pairs, labels = np.asarray(X, dtype=np.float64), _labels(y)
+    pairs = np.asarray(X, dtype=np.float64)
+    labels = _labels(y, len(pairs))
     if members < 1 or (folds is not None and not 2 <= folds <= len(labels)):
         raise OptionError(f"members must be at least 1 and folds from 2 to {len(labels)}, got {members} and {folds}")
     signs = np.where(labels >= 0.5, 1.0, -1.0)
@@ -418,17 +441,17 @@ def vote_strength(
     return preference_strength(scores, torch.zeros_like(scores), normalise=normalise)
 
 
-def _labels(y: ArrayLike) -> NDArray[np.float64]:
-    labels = np.asarray(y, dtype=np.float64)
-    if labels.ndim != 1 or not len(labels):
-        raise PrefkitError(f"labels must be a list, one a pair, at least one, got shape {labels.shape}")
+def _labels(y: ArrayLike | None, pairs: int) -> NDArray[np.float64]:
+    labels = np.ones(pairs) if y is None else np.asarray(y, dtype=np.float64)
+    if labels.shape != (pairs,):
+        raise PrefkitError(f"each pair needs one label: got shape {labels.shape} for {pairs} pairs")
     bad = np.flatnonzero(~((labels >= 0) & (labels <= 1)))
     if len(bad):
         raise RecordError(
-            f"must be the index of a response, 0 or 1, or a probability, got {labels[bad[0]]:g}",
+            f"must be the probability that the first response is preferred, 1 or 0 or between, got {labels[bad[0]]:g}",
             field="y",
-            line=int(bad[0]) + 1,
             source="y",
+            line=int(bad[0]) + 1,
         )
     return labels
 

@@ -1,4 +1,4 @@
-"""Reward networks: small feed-forward networks that score vectors of features.
+"""Reward networks: small feed-forward networks that score vectors of features, under a context if one is given.
 
 Source: Zhang et al. 2024, Leveraging Domain Knowledge for Efficient Reward Modelling (arXiv 2402.15473).
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -75,6 +75,8 @@ class RewardNetwork(nn.Module):
         activation: see `feedforward_scores`.
         inner_activation: see `feedforward_scores`.
         output_activation: see `feedforward_scores`.
+        context_features: how many of the last features describe a context. The score then has a further term, y U z,
+            of the other features y and the context z; U starts from 0.
         generator: source of the first weights, uniform in +-1 / sqrt(number of inputs); None starts from 0, which a
             network with hidden layers cannot leave.
 
@@ -90,16 +92,21 @@ class RewardNetwork(nn.Module):
         activation: Activation | None = "tanh",
         inner_activation: Activation | None = None,
         output_activation: Activation | None = None,
+        context_features: int = 0,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         sizes = [features, *layers, 1]
         if min(sizes) < 1:
             raise OptionError(f"a network needs features and layers of size at least 1, got {sizes[:-1]}")
+        if not 0 <= context_features < features:
+            raise OptionError(f"context_features must be from 0 to less than the {features}, got {context_features}")
         for name in (activation, inner_activation, output_activation):
             if name is not None:
                 _activation(name)
         self.activation, self.inner_activation, self.output_activation = activation, inner_activation, output_activation
+        self.own_features = features - context_features
+        self.bilinear = nn.Parameter(torch.zeros(self.own_features, context_features)) if context_features else None
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         for into, out in pairwise(sizes):
             for group, shape in ((self.weights, (out, into)), (self.biases, (out,))):
@@ -108,7 +115,7 @@ class RewardNetwork(nn.Module):
 
     def forward(self, features: Float[Tensor, "*batch features"]) -> Float[Tensor, "*batch"]:
         """Score of each vector of features."""
-        return feedforward_scores(
+        scores = feedforward_scores(
             features,
             list(self.weights),
             list(self.biases),
@@ -116,10 +123,7 @@ class RewardNetwork(nn.Module):
             inner_activation=self.inner_activation,
             output_activation=self.output_activation,
         )
-
-    @classmethod
-    def linear(cls, weights: Float[Tensor, " features"]) -> Self:
-        """A linear model with given weights and no constant."""
-        network = cls(len(weights))
-        network.weights[0].data = weights.detach().clone()[None]
-        return network
+        if self.bilinear is None:
+            return scores
+        own, context = features[..., : self.own_features], features[..., self.own_features :]
+        return scores + ((own @ self.bilinear) * context).sum(-1)
