@@ -11,6 +11,15 @@ from prefkit.diagnostics.accuracy import (
     win_rate,
     wins,
 )
+from prefkit.diagnostics.benchmarks import (
+    BENCHMARKS,
+    Benchmark,
+    BenchmarkResult,
+    Ranked,
+    Ranker,
+    by_scores,
+    run_benchmark,
+)
 from prefkit.diagnostics.correlation import CalibrationFigures, Correlations, correlations, evaluate_calibration
 from prefkit.diagnostics.evaluate import Evaluation, before_after, evaluate
 from prefkit.diagnostics.intervals import (
@@ -35,14 +44,19 @@ from prefkit.diagnostics.style import (
 )
 
 __all__ = [
+    "BENCHMARKS",
     "LABELS",
     "SCALING_COLUMNS",
     "STYLE_FEATURES",
+    "Benchmark",
+    "BenchmarkResult",
     "CalibrationFigures",
     "Correlations",
     "Evaluation",
     "Interval",
     "Phi",
+    "Ranked",
+    "Ranker",
     "Reversals",
     "ScalingFit",
     "ScalingReport",
@@ -51,6 +65,7 @@ __all__ = [
     "before_after",
     "bootstrap_difference",
     "bootstrap_interval",
+    "by_scores",
     "correlations",
     "evaluate",
     "evaluate_calibration",
@@ -62,6 +77,7 @@ __all__ = [
     "phi",
     "ranking_wins",
     "reversal_metrics",
+    "run_benchmark",
     "run_report",
     "scaling_fit",
     "scaling_report",

@@ -23,6 +23,7 @@ from prefkit.language.followup import (
     total_reward,
 )
 from prefkit.language.head import label_logps, token_logps
+from prefkit.language.judge import JUDGE_TEMPLATE, LanguageJudge
 from prefkit.language.models import BUILTIN, LoraOptions, ModelOptions, is_reward_model, load_scorer
 from prefkit.language.packing import Layout, pack
 from prefkit.language.residual import mix_embeddings, one_step_ahead_ids
@@ -34,12 +35,14 @@ from prefkit.language.sequences import SequenceLogps, sequence_logps
 __all__ = [
     "BUILTIN",
     "DEFAULT_BANK",
+    "JUDGE_TEMPLATE",
     "Encoder",
     "EncodingOptions",
     "FollowupBank",
     "FollowupReward",
     "FollowupRewards",
     "FollowupScorer",
+    "LanguageJudge",
     "LanguageScorer",
     "Layout",
     "Lengths",
