@@ -15,7 +15,7 @@ DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
 def by_length(
-    comparisons: Iterable[Comparison], skipped: list[RecordError]
+    comparisons: Iterable[Comparison], skipped: list[RecordError], sign: float = 1.0
 ) -> Iterator[tuple[Comparison, list[float]]]:
     for comparison in comparisons:
         texts = [r if isinstance(r, str) else r[0]["content"] for r in comparison.responses]
