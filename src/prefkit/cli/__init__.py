@@ -13,6 +13,7 @@ from prefkit.cli.data import data
 from prefkit.cli.demo import demo
 from prefkit.cli.measure import evaluate, score
 from prefkit.cli.recipes import recipes, reproduce
+from prefkit.cli.rewarded import mine, strength
 from prefkit.cli.train import train
 from prefkit.errors import PrefkitError
 
@@ -25,6 +26,8 @@ app = typer.Typer(
 )
 for command in (demo, train, compare, evaluate, score, recipes, reproduce):
     app.command()(command)
+data.command()(strength)
+data.command()(mine)
 app.add_typer(data, name="data")
 
 

@@ -18,7 +18,7 @@ from prefkit.errors import OptionError, RecordError
 
 if TYPE_CHECKING:
     from prefkit.comparisons import Comparison, Comparisons
-    from prefkit.diagnostics import Ranker
+    from prefkit.diagnostics import ContextUse, Ranker, Scored, StyleUse
     from prefkit.language import FollowupScorer, LanguageScorer, RewardScorer
 
 
@@ -136,8 +136,17 @@ def evaluate(
     ] = None,
     measured: Annotated[
         Measured | None,
-        typer.Option("--as", help="With --benchmark: what of the model ranks. Default: what it is."),
+        typer.Option(
+            "--as", help="With --benchmark, --contexts, --style: what of the model ranks. Default: what it is."
+        ),
     ] = None,
+    contexts: Annotated[
+        str | None,
+        typer.Option(help="Measure how far the model reads contexts, which are in this field, such as `criterion`."),
+    ] = None,
+    style: Annotated[
+        bool, typer.Option("--style", help="Also measure how much of the ranking is length and markdown.")
+    ] = False,
     followups: Followups = None,
     tie_margin: Annotated[float, typer.Option(min=0, help="With --benchmark pandalm: margins that are ties.")] = 0.0,
     too_long: Annotated[TooLong, typer.Option(help="What happens to texts beyond the context.")] = TooLong.SKIP,
@@ -162,6 +171,8 @@ def evaluate(
         prefkit evaluate runs/rm/model rm_bench.jsonl.gz --benchmark rm-bench
 
         prefkit evaluate my-model llmbar.jsonl.gz --benchmark llmbar --as judge
+
+        prefkit evaluate runs/rm/model reversals.jsonl --contexts criterion
     """
     from peft import PeftModel
 
@@ -170,16 +181,30 @@ def evaluate(
     from prefkit.language import RewardScorer
 
     scorer = _scorer(model, reference, max_length, precision, too_long)
-    if benchmark is not None:
+    if sum((benchmark is not None, contexts is not None, style)) > 1:
+        raise OptionError("--benchmark, --contexts and --style exclude one another: give one")
+    if benchmark is None and tie_margin:
+        raise OptionError("--tie-margin goes with --benchmark")
+    if benchmark is not None or contexts is not None or style:
         if pairs is not None:
-            raise OptionError("--pairs does not apply to a benchmark, whose items are no pairs as a rule")
+            raise OptionError("--pairs does not apply to --benchmark, --contexts and --style")
         how = _measured(scorer, reference, measured, followups)
-        ranker = _ranker(scorer, how, followups, batch_size)
-        _show_benchmark(benchmark, ranker, how, model, file, data_format, limit, tie_margin, output)
+        if benchmark is not None:
+            ranker = _ranker(scorer, how, followups, batch_size)
+            _show_benchmark(benchmark, ranker, how, model, file, data_format, limit, tie_margin, output)
+            return
+        if how is Measured.JUDGE:
+            raise OptionError("--as judge goes with --benchmark: a judge gives no scores")
+        comparisons = load_comparisons(file, format=data_format, limit=limit)
+        found = _in_contexts_or_style(_scored_by(scorer, how, followups, batch_size), comparisons, contexts)
+        Console().print(found.table(f"{model} ({how.value}) on {file}"))
+        if output is not None:
+            output.write_text(json.dumps(found.to_dict(), indent=1), encoding="utf-8")
+        _list_skipped(Console(), found.skipped, comparisons)
         return
-    for name, given in (("as", measured), ("followups", followups), ("tie-margin", tie_margin or None)):
+    for name, given in (("as", measured), ("followups", followups)):
         if given is not None:
-            raise OptionError(f"--{name} goes with --benchmark")
+            raise OptionError(f"--{name} goes with --benchmark, --contexts or --style")
     comparisons = load_comparisons(file, format=data_format, limit=limit)
     rewards = isinstance(scorer, RewardScorer)
     compared = not rewards and (reference is not None or isinstance(scorer.policy, PeftModel))
@@ -254,20 +279,32 @@ def _measured(
     return given
 
 
+def _in_contexts_or_style(scored: Scored, comparisons: Comparisons, field: str | None) -> ContextUse | StyleUse:
+    from prefkit.comparisons import ContextOptions
+    from prefkit.diagnostics import measure_context_use, measure_style_use
+
+    if field is None:
+        return measure_style_use(scored, comparisons)
+    return measure_context_use(scored, comparisons, ContextOptions.parse({"field": field}, "contexts"))
+
+
 def _ranker(scorer: LanguageScorer | RewardScorer, how: Measured, followups: str | None, batch_size: int) -> Ranker:
     from prefkit.diagnostics import by_scores
     from prefkit.language import LanguageJudge, RewardScorer
-    from prefkit.objectives import encode_all, score_all
 
     if how is Measured.JUDGE:
         assert not isinstance(scorer, RewardScorer)
         return LanguageJudge(scorer)
+    return by_scores(_scored_by(scorer, how, followups, batch_size))
+
+
+def _scored_by(scorer: LanguageScorer | RewardScorer, how: Measured, followups: str | None, batch_size: int) -> Scored:
+    from prefkit.objectives import encode_all, score_all
+
     if how is Measured.FOLLOWUPS:
         rewarder = _followup_scorer(scorer, followups or "default")
-        return by_scores(
-            lambda comparisons, skipped: (
-                (comparison, comparison.extra["rewards"]) for comparison in rewarder.annotate(comparisons, skipped)
-            )
+        return lambda comparisons, skipped: (
+            (comparison, comparison.extra["rewards"]) for comparison in rewarder.annotate(comparisons, skipped)
         )
 
     def scored(
@@ -285,7 +322,7 @@ def _ranker(scorer: LanguageScorer | RewardScorer, how: Measured, followups: str
             for comparison, _ in batch:
                 yield comparison, list(islice(found, len(comparison.responses)))
 
-    return by_scores(scored)
+    return scored
 
 
 def _followup_scorer(scorer: LanguageScorer | RewardScorer, bank: str) -> FollowupScorer:

@@ -27,7 +27,7 @@ class ForumPairs(NamedTuple):
     gaps: list[int]
 
 
-def forum_pairs(upvotes: Sequence[int], downvotes: Sequence[int], accepted: Sequence[int | bool]) -> ForumPairs:
+def forum_pairs(upvotes: Sequence[float], downvotes: Sequence[float], accepted: Sequence[float]) -> ForumPairs:
     """Every pair of replies of which one has the higher score: upvotes - downvotes + 1 if the author accepted it.
 
     Args:

@@ -17,9 +17,11 @@ from prefkit.diagnostics.benchmarks import (
     BenchmarkResult,
     Ranked,
     Ranker,
+    Scored,
     by_scores,
     run_benchmark,
 )
+from prefkit.diagnostics.context_use import ContextUse, measure_context_use
 from prefkit.diagnostics.correlation import CalibrationFigures, Correlations, correlations, evaluate_calibration
 from prefkit.diagnostics.evaluate import Evaluation, before_after, evaluate
 from prefkit.diagnostics.intervals import (
@@ -37,6 +39,8 @@ from prefkit.diagnostics.style import (
     Phi,
     StyleControl,
     StyleDifference,
+    StyleUse,
+    measure_style_use,
     phi,
     style_control,
     style_difference,
@@ -51,6 +55,7 @@ __all__ = [
     "Benchmark",
     "BenchmarkResult",
     "CalibrationFigures",
+    "ContextUse",
     "Correlations",
     "Evaluation",
     "Interval",
@@ -60,8 +65,10 @@ __all__ = [
     "Reversals",
     "ScalingFit",
     "ScalingReport",
+    "Scored",
     "StyleControl",
     "StyleDifference",
+    "StyleUse",
     "before_after",
     "bootstrap_difference",
     "bootstrap_interval",
@@ -72,6 +79,8 @@ __all__ = [
     "implicit_rewards",
     "kl_estimate",
     "mean_interval",
+    "measure_context_use",
+    "measure_style_use",
     "pair_figures",
     "pairwise_accuracy",
     "phi",

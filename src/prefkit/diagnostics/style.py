@@ -7,15 +7,20 @@ standardisation: Chiang et al. 2024, Chatbot Arena (arXiv 2403.04132).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
-from prefkit.errors import OptionError, PrefkitError
+from prefkit.comparisons import Comparison, Text, pairs
+from prefkit.diagnostics.benchmarks import Scored
+from prefkit.diagnostics.intervals import Interval, bootstrap_interval
+from prefkit.errors import OptionError, PrefkitError, RecordError, unknown
+from prefkit.report import Table
+from prefkit.report.cells import plain
 
 STYLE_FEATURES = ("tokens", "list items", "headers", "bold spans")
 """What `style_features` counts, in its order."""
@@ -223,3 +228,102 @@ def phi(first: ArrayLike, second: ArrayLike) -> Phi:
     product = float(n11 + n10) * (n01 + n00) * (n11 + n01) * (n10 + n00)
     counts = (n11, n10, n01, n00)
     return Phi((n11 * n00 - n10 * n01) / product**0.5 if product else 0.0, counts)
+
+
+@dataclass(frozen=True)
+class StyleUse:
+    """How much of a model's ranking is style.
+
+    Args:
+        control: the fit with and without style.
+        figures: by name, with 95% intervals over prompts: accuracy, as it is and with style taken out; accuracy where
+            the longer, and where the shorter response was preferred; phi of model and length, and of label and length.
+        beta: what each feature of style is worth, a standard deviation, in log-odds.
+        pairs: number of pairs.
+        skipped: what could not be scored.
+    """
+
+    control: StyleControl
+    figures: dict[str, Interval]
+    beta: dict[str, float]
+    pairs: int
+    skipped: tuple[RecordError, ...]
+
+    def table(self, title: str = "Style") -> Table:
+        """One figure a row."""
+        losses = {
+            "loss": self.control.raw_loss,
+            "loss, scale fitted": self.control.uncontrolled_loss,
+            "loss, style fitted too": self.control.controlled_loss,
+            "explained by style": self.control.gap,
+        }
+        rows: list[list[Any]] = [[name, value] for name, value in self.figures.items()]
+        rows += [[f"{name} (nats)", value] for name, value in losses.items()]
+        rows += [["weight of the rewards", self.control.alpha]]
+        rows += [[f"weight of {name}", value] for name, value in self.beta.items()]
+        rows += [["pairs", self.pairs], ["set aside", len(self.skipped)]]
+        return Table(["figure", "value [95% interval]"], rows, title)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as values that JSON holds."""
+        table = self.table()
+        return {"figures": {str(row[0]): plain(row[1]) for row in table.rows}, "skipped": list(map(str, self.skipped))}
+
+
+def measure_style_use(
+    scored: Scored, comparisons: Iterable[Comparison], *, l2: float = 1e-3, features: Sequence[str] = STYLE_FEATURES
+) -> StyleUse:
+    """Score pairs and take style out of the model's choices.
+
+    Args:
+        scored: gives scores to responses, see `benchmarks.Scored`.
+        comparisons: of two responses with a preferred one.
+        l2: see `style_control`.
+        features: which of `STYLE_FEATURES`.
+
+    Raises:
+        OptionError: there is no such feature.
+        PrefkitError: there are no such pairs, or as `style_control`.
+    """
+    for name in features:
+        if name not in STYLE_FEATURES:
+            raise OptionError(unknown("feature of style", name, STYLE_FEATURES))
+    columns = [STYLE_FEATURES.index(name) for name in features]
+    skipped: list[RecordError] = []
+    differences, styles, preferred, prompts = [], [], [], []
+    names: dict[str, int] = {}
+    kept = (record for record in comparisons if len(record.responses) == 2 and pairs(record))
+    for record, scores in scored(kept, skipped):
+        differences.append(scores[0] - scores[1])
+        styles.append([style_features(_text(response)) for response in record.responses])
+        preferred.append(pairs(record)[0].chosen)
+        prompts.append(names.setdefault(str(record.prompts), len(names)))
+    if not differences:
+        raise PrefkitError(f"no pair with a preferred response could be scored, {len(skipped)} were set aside")
+    counts = np.array(styles, dtype=np.float64)[:, :, columns]
+    longer = np.array(styles, dtype=np.float64)[:, :, 0]
+    spread = style_difference(counts[:, 0], counts[:, 1]).normalised
+    control = style_control(differences, spread, preferred, l2=l2)
+    ahead, labels = np.array(differences), np.array(preferred)
+    signs = 1.0 - 2.0 * labels
+    right = np.heaviside(signs * ahead, 0.5)
+    controlled = np.heaviside(signs * (control.alpha * ahead + spread @ control.beta), 0.5)
+    owners = np.array(prompts)
+    first_longer = longer[:, 0] > longer[:, 1]
+    figures = {
+        "accuracy": bootstrap_interval(right, clusters=owners),
+        "accuracy, style fitted too": bootstrap_interval(controlled, clusters=owners),
+    }
+    for name, side in (("longer", 1.0), ("shorter", -1.0)):
+        member = signs * np.sign(longer[:, 0] - longer[:, 1]) == side
+        if member.any():
+            figures[f"accuracy, {name} preferred"] = bootstrap_interval(right[member], clusters=owners[member])
+    for name, chosen in (("phi of model and length", ahead > 0), ("phi of label and length", labels == 0)):
+        rows = np.column_stack([chosen, first_longer]).astype(float)
+        figures[name] = bootstrap_interval(rows, lambda pair: phi(pair[:, 0], pair[:, 1]).phi, clusters=owners)
+    beta = dict(zip(features, map(float, control.beta), strict=True))
+    return StyleUse(control, figures, beta, len(differences), tuple(skipped))
+
+
+def _text(response: Text) -> str:
+    return response if isinstance(response, str) else "\n\n".join(str(message["content"]) for message in response)

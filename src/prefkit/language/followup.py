@@ -16,13 +16,13 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from prefkit.comparisons import Comparison, Label, Message, Text
+from prefkit.comparisons import Comparison, Message, Text, switched
 from prefkit.errors import OptionError, PrefkitError, RecordError, unknown
 from prefkit.language.scorer import LanguageScorer
 from prefkit.objectives import score_all
@@ -33,9 +33,6 @@ Reduction = Literal["mean", "sum"]
 RoleFormat = Literal["user_followup", "switched"]
 """Who speaks the follow-up: the user after the conversation, or the assistant after the roles were switched, which is
 what a model that was fine-tuned on feedback has learned."""
-
-SWITCHED_OPENING = "Ask me one question. I will answer it, and you then tell me what you think of my answer."
-"""First turn of the switched format."""
 
 
 def mean_logps(
@@ -468,38 +465,6 @@ def context_turns(turns: Text, role_format: RoleFormat) -> tuple[Text, str]:
         raise RecordError("the switched format needs a question and its answer", field="prompt")
     question, answer = spoken[-2:]
     return switched(question["content"], answer["content"]), "assistant"
-
-
-def switched(question: str, answer: str) -> tuple[Message, ...]:
-    """The turns before a feedback whose giver speaks as the assistant.
-
-    Args:
-        question: what was asked.
-        answer: what is to be judged.
-    """
-    return (
-        {"role": "user", "content": SWITCHED_OPENING},
-        {"role": "assistant", "content": question},
-        {"role": "user", "content": answer},
-    )
-
-
-def feedback_examples(rows: Iterable[Mapping[str, Any]]) -> Iterator[Comparison]:
-    """Written feedback as demonstrations, with which the objective `sft` teaches a model to give it.
-
-    Args:
-        rows: each with the texts `question`, `answer` and `feedback`.
-
-    Raises:
-        RecordError: a text is missing or empty; names row and field.
-    """
-    for number, row in enumerate(rows, 1):
-        for field in ("question", "answer", "feedback"):
-            text = row.get(field)
-            if not isinstance(text, str) or not text.strip():
-                raise RecordError(f"must be a text, got {text!r}", field=field, source="feedback", line=number)
-        feedback = {"role": "assistant", "content": row["feedback"]}
-        yield Comparison((switched(row["question"], row["answer"]),), ((feedback,),), Label(True), line=number)
 
 
 def _category_bank(**pairs: tuple[Sequence[str], Sequence[str]]) -> FollowupBank:

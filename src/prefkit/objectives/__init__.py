@@ -170,6 +170,7 @@ from prefkit.objectives.token_level import (
 from prefkit.objectives.transport import aot, aot_unpaired
 from prefkit.objectives.unpaired import bco_loss, kto_loss, kto_reference_point
 from prefkit.objectives.values import VpoLoss, value_term, vpo_loss
+from prefkit.objectives.voting import Vote, vote
 from prefkit.objectives.weights import strength, wpo
 
 __all__ = [
@@ -226,6 +227,7 @@ __all__ = [
     "TemporalResidual",
     "TokenScores",
     "TrajectoryLoss",
+    "Vote",
     "VpoLoss",
     "activation_mask",
     "adaptive_margin",
@@ -360,6 +362,7 @@ __all__ = [
     "token_rewards",
     "token_terms",
     "value_term",
+    "vote",
     "vpo_loss",
     "vpo_policy_objective",
     "vpo_reward_objective",

@@ -173,7 +173,7 @@ RECIPE = Recipe(
     paper="arXiv 2407.14916",
     parts={
         "objective": {"kind": "reward_model"},
-        "data": {"format": "rpr", "contexts": {"template": "Context: {context}\n\n"}},
+        "data": {"format": "rpr", "contexts": {"template": "Context: {context}"}},
     },
     experiment=Experiment(run, CLAIMS, plot, seeds=5, quick_seeds=2),
 )

@@ -5,12 +5,15 @@ Source: best-of-N, Stiennon et al. 2020 (arXiv 2009.01325); pairs, Zhang et al. 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from prefkit.errors import OptionError, PrefkitError
+from prefkit.comparisons import Comparison, Winner
+from prefkit.errors import OptionError, PrefkitError, RecordError
 
 
 def best_of_n(scores: ArrayLike) -> int:
@@ -63,3 +66,47 @@ def mine_pairs(rewards: ArrayLike, *, min_gap: float = 0.0) -> MinedPairs:
         raise PrefkitError(f"candidate {bad[0][1]} of prompt {bad[0][0]} has a reward that is no finite number")
     prompts = np.flatnonzero(table.max(1) - table.min(1) > min_gap)
     return MinedPairs(prompts, table[prompts].argmax(1), table[prompts].argmin(1))
+
+
+def mined_comparisons(comparisons: Iterable[Comparison], *, min_gap: float = 0.0) -> Iterator[Comparison]:
+    """Pairs of the best and the worst candidate of each prompt by their rewards; see `mine_pairs`.
+
+    Args:
+        comparisons: with `extra["rewards"]`, one a response; their judgements are not looked at.
+        min_gap: a pair's rewards are further apart than this.
+
+    Yields:
+        A pair for each prompt that makes one, with both `rewards` and their difference as strength.
+
+    Raises:
+        OptionError: min_gap is negative.
+        RecordError: a comparison has no finite reward for each response.
+    """
+    for comparison in comparisons:
+        rewards = comparison.extra.get("rewards")
+        if not isinstance(rewards, list | tuple) or len(rewards) != len(comparison.responses):
+            raise _at(comparison, f"one reward a response is needed, got {rewards!r}")
+        try:
+            found = mine_pairs([rewards], min_gap=min_gap)
+        except OptionError:
+            raise
+        except (PrefkitError, TypeError, ValueError) as error:
+            raise _at(comparison, f"rewards must be finite numbers of at least 2 responses, got {rewards}") from error
+        if not len(found.prompt):
+            continue
+        sides = int(found.chosen[0]), int(found.rejected[0])
+        prompts = tuple(comparison.prompt_of(side) for side in sides) if comparison.joint else comparison.prompts
+        own = [float(rewards[side]) for side in sides]
+        yield replace(
+            comparison,
+            prompts=prompts,
+            responses=tuple(comparison.responses[side] for side in sides),
+            judgement=Winner(0),
+            steps=None if comparison.steps is None else tuple(comparison.steps[side] for side in sides),
+            strength=own[0] - own[1],
+            extra={"rewards": own},
+        )
+
+
+def _at(comparison: Comparison, problem: str) -> RecordError:
+    return RecordError(problem, field="rewards", source=comparison.source, line=comparison.line)
