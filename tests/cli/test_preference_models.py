@@ -76,7 +76,7 @@ def test_a_bank_that_is_none_is_refused(tmp_path: Path) -> None:
     bank = tmp_path / "bank.json"
     bank.write_text('{"c": {"positive": [], "negative": ["no"]}}')
     file = comparisons_path("test")
-    with pytest.raises(OptionError, match=r"bank.json: the positive follow-ups of 'c' must be a list with at least one"):
+    with pytest.raises(OptionError, match=r"bank.json: the positive follow-ups of 'c' must be a list"):
         run("score", "builtin", file, "--followups", bank, "--output", tmp_path / "scores.jsonl")
     with pytest.raises(OptionError, match="--tokens does not apply"):
         run("score", "builtin", file, "--followups", "default", "--tokens", "--output", tmp_path / "s.jsonl")
@@ -149,3 +149,68 @@ def test_style_is_taken_out_of_a_ranking(tmp_path: Path) -> None:
     figures = json.loads(output.read_text())["figures"]
     assert figures["loss, style fitted too (nats)"] <= figures["loss, scale fitted (nats)"] + 1e-6
     assert -1 <= figures["phi of label and length"]["mean"] <= 1
+
+
+def test_a_reward_on_features_is_fitted_scored_and_explained(tmp_path: Path) -> None:
+    file, folder, rewarded = tmp_path / "pairs.jsonl", tmp_path / "reward", tmp_path / "rewarded.jsonl"
+    rows = []
+    for number in range(60):
+        values = [{"relevance": (number * 7 + side * 3) % 6, "tone": (number * 5 + side) % 6} for side in (0, 1)]
+        if values[0]["relevance"] == values[1]["relevance"]:
+            continue
+        winner = int(values[1]["relevance"] > values[0]["relevance"])
+        extra = {"features": values}
+        rows.append(Comparison((f"p{number}",), ("one two", "three"), Winner(winner), extra=extra))
+    write_comparisons(rows, file)
+    done = run("features", "fit", file, "--features", "relevance,tone,words:0:10", "--output", folder)
+    assert "mean of the features" in done.stdout
+    explained = run("features", "explain", folder).stdout
+    assert explained.index("relevance") < explained.index("tone")
+    run("features", "score", folder, file, "--output", rewarded)
+    right = [
+        c.extra["rewards"][c.judgement.index] > c.extra["rewards"][1 - c.judgement.index]
+        for c in load_comparisons(str(rewarded))
+    ]
+    assert sum(right) >= 0.9 * len(right)
+    with pytest.raises(OptionError, match="a range is name:low:high, got 'words:0'"):
+        run("features", "fit", file, "--features", "words:0", "--output", folder)
+    with pytest.raises(OptionError, match="holds no domain reward"):
+        run("features", "explain", tmp_path)
+
+
+def test_missing_features_are_set_aside_with_place_and_name(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    good = [
+        Comparison((f"p{n}",), ("a", "b"), Winner(0), extra={"features": [{"tone": 5}, {"tone": n % 4}]})
+        for n in range(6)
+    ]
+    bad = Comparison(("q",), ("a", "b"), Winner(0), extra={"features": [{"tone": 9}, {"tone": 1}]})
+    write_comparisons([*good, bad], file)
+    done = run("features", "fit", file, "--features", "tone", "--output", tmp_path / "m", "--held-out", "0")
+    said = " ".join(done.stdout.split())
+    assert "1 comparisons set aside" in said
+    assert "field 'tone': response 0: must lie in [0, 5], got 9" in said
+
+
+@pytest.mark.slow
+def test_a_scaling_study_trains_and_fits_laws(tmp_path: Path) -> None:
+    config = tmp_path / "rm.yaml"
+    config.write_text(
+        f"model: {{kind: reward}}\ndata: {{path: '{comparisons_path('train')}'}}\noutput: {tmp_path / 'study'}\n"
+        "training: {batch_size: 8, learning_rate: 1.0e-4}\nreport: {samples: 0}\n"
+    )
+    tests = tmp_path / "test.jsonl"
+    write_comparisons(list(load_comparisons(str(comparisons_path("test")), limit=12)), tests)
+    done = run("scaling", config, "--sizes", "8,16,24", "--test", f"own={tests}")
+    assert "Power laws" in done.stdout
+    written = json.loads((tmp_path / "study" / "result.json").read_text())
+    assert written["sizes"] == [8, 16, 24]
+    assert len(written["losses"]["own"]["builtin"]) == 3
+    assert written["trends"]["own"] in ("scaling", "none")
+    assert not list((tmp_path / "study").glob("model-*"))
+    with pytest.raises(OptionError, match="at least 3 different sizes"):
+        run("scaling", config, "--sizes", "8,16", "--test", f"own={tests}")
+    with pytest.raises(OptionError, match="--test takes family=file"):
+        run("scaling", config, "--sizes", "8,16,24", "--test", "own")
+    with pytest.raises(OptionError, match=r"set model\.kind=reward"):
+        run("scaling", config, "--sizes", "8,16,24", "--test", f"own={tests}", "--set", "model.kind=lm")

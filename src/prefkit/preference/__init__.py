@@ -9,20 +9,24 @@ from prefkit.preference.context import (
     infer_context,
     marginal_preference,
 )
+from prefkit.preference.domain import FEATURE_FUNCTIONS, DomainReward, domain_features
 from prefkit.preference.feature_rewards import FeatureRewardModel, vote_strength, with_contexts
 from prefkit.preference.features import OPINION_SUMMARY, DomainFeatures
 from prefkit.preference.network import RewardNetwork, feedforward_scores
 
 __all__ = [
+    "FEATURE_FUNCTIONS",
     "OPINION_SUMMARY",
     "DecompositionBound",
     "DomainFeatures",
+    "DomainReward",
     "FeatureRewardModel",
     "InferredContext",
     "MarginalPreference",
     "RewardNetwork",
     "aggregate",
     "decomposition_bound",
+    "domain_features",
     "feedforward_scores",
     "infer_context",
     "marginal_preference",

@@ -38,23 +38,27 @@ class DomainFeatures:
         names: in the order of the model's inputs.
         low: least value of each feature.
         high: greatest value.
-        functions: how features are computed from prompt and response, for those that are not given as columns.
+        functions: how features are computed from prompt and response, for those that are not given as columns. What
+            they give beyond the range counts as its end.
+        ranges: least and greatest value of single features, where they differ from `low` and `high`.
 
     Raises:
-        OptionError: there are no names, one is repeated, the range is empty, or a function has no feature.
+        OptionError: there are no names, one is repeated, a range is empty, or a function or range has no feature.
     """
 
     names: Sequence[str]
     low: float = 0.0
     high: float = 5.0
     functions: Mapping[str, FeatureFunction] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.names or len(set(self.names)) != len(self.names):
             raise OptionError(f"features need different names, at least one, got {list(self.names)}")
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
-            raise OptionError(f"the range of features must have low < high, got {self.low} and {self.high}")
-        for name in self.functions:
+        for low, high in ((self.low, self.high), *self.ranges.values()):
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                raise OptionError(f"the range of a feature must have low < high, got {low} and {high}")
+        for name in (*self.functions, *self.ranges):
             if name not in self.names:
                 raise OptionError(unknown("feature", name, self.names))
 
@@ -93,7 +97,8 @@ class DomainFeatures:
             if given is not None and name in given:
                 found[name] = given[name]
             elif name in self.functions:
-                found[name] = float(self.functions[name](prompt, response))
+                low, high = self._range(name)
+                found[name] = min(max(float(self.functions[name](prompt, response)), low), high)
             else:
                 raise RecordError("the feature is neither given nor computed by a function", field=name)
         return found
@@ -124,6 +129,10 @@ class DomainFeatures:
             raise wrong("the value is missing: impute it, or leave the row out")
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise wrong(f"must be a number, got {value!r}")
-        if not self.low <= value <= self.high:
-            raise wrong(f"must lie in [{self.low:g}, {self.high:g}], got {value:g}")
-        return (value - self.low) / (self.high - self.low)
+        low, high = self._range(name)
+        if not low <= value <= high:
+            raise wrong(f"must lie in [{low:g}, {high:g}], got {value:g}")
+        return (value - low) / (high - low)
+
+    def _range(self, name: str) -> tuple[float, float]:
+        return self.ranges.get(name, (self.low, self.high))

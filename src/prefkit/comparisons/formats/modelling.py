@@ -116,6 +116,22 @@ def _candidates(row: Row, options: Options) -> Iterator[Comparison]:
     )
 
 
+def _opinpref(row: Row, options: Options) -> Iterator[Comparison]:
+    reviews = row.list_of("reviews")
+    sides = [row.inside("summary-pairs").inside(name) for name in ("summary-one", "summary-two")]
+    yield Comparison(
+        (user("\n".join(str(review) for review in reviews)),),
+        tuple(assistant(side.text("summary-text")) for side in sides),
+        row.one_of("preference-data", {1: A, 2: B}),
+        id=row.name("unique-id"),
+        extra={
+            **row.rest("reviews", "summary-pairs", "preference-data", "unique-id"),
+            "features": [dict(side.inside("summary-score")) for side in sides],
+        },
+        **row.place,
+    )
+
+
 def feedback_example(question: str, answer: str, feedback: str) -> Comparison:
     """Written feedback as a demonstration, with which the objective `sft` teaches a model to give it.
 
@@ -151,6 +167,13 @@ FORMATS = (
         "none: the feedback is to be imitated, with the roles switched",
         has("question", "answer", "feedback"),
         _feedback,
+    ),
+    Format(
+        "opinpref",
+        "`reviews` list, `summary-pairs` of `summary-one` and `summary-two`, `preference-data`",
+        "1: first, 2: second; scores of the summaries become `features`",
+        has("reviews", "summary-pairs", "preference-data"),
+        _opinpref,
     ),
     Format(
         "candidates",
