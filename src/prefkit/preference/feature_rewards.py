@@ -170,7 +170,7 @@ class FeatureRewardModel:
             PrefkitError: the model is not fitted, or the features are others than those it was fitted to.
             RecordError: a feature is no finite number.
         """
-        rows = np.asarray(features, dtype=np.float64)
+        rows = np.ascontiguousarray(features, dtype=np.float64)
         if rows.ndim != 2:
             raise PrefkitError(f"rewards are of rows [n, features], got shape {rows.shape}")
         self._check_features(rows)
@@ -215,7 +215,7 @@ class FeatureRewardModel:
         linear = not self.layers and self.output_activation is None and not self.context_features
         if features is None and not linear:
             raise PrefkitError("the gradients of a reward with hidden layers differ from place to place: give features")
-        rows = np.zeros((1, self.n_features_in_)) if features is None else np.asarray(features, dtype=np.float64)
+        rows = np.zeros((1, self.n_features_in_)) if features is None else np.ascontiguousarray(features, np.float64)
         self._check_features(rows)
         inputs = torch.from_numpy(rows).float().requires_grad_()
         (gradient,) = torch.autograd.grad(self.network_(inputs).sum(), inputs)
@@ -324,7 +324,7 @@ class FeatureRewardModel:
         return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(updates - rising, 1)))
 
     def _pairs(self, X: ArrayLike) -> NDArray[np.float64]:
-        pairs = np.asarray(X, dtype=np.float64)
+        pairs = np.ascontiguousarray(X, dtype=np.float64)
         if pairs.ndim != 3 or pairs.shape[1] != 2 or 0 in pairs.shape:
             raise PrefkitError(f"pairs must be [pairs, 2, features], at least one, got shape {pairs.shape}")
         bad = np.argwhere(~np.isfinite(pairs))
