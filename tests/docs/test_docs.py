@@ -13,7 +13,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ["assets", "comparisons", "diagnostics", "language", "objectives", "recipes", "report", "training"]
+PACKAGES = [
+    "assets",
+    "comparisons",
+    "diagnostics",
+    "language",
+    "objectives",
+    "preference",
+    "recipes",
+    "report",
+    "selection",
+    "training",
+]
 PAGES = sorted([*ROOT.glob("docs/**/*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
 
 

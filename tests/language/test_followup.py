@@ -84,7 +84,7 @@ def test_sides_weights_and_the_released_scripts_score(chat: LanguageScorer) -> N
     bank = FollowupBank({**BANK.categories, "d": {"positive": ["w20"], "negative": ["w21"]}})
     record = Comparison((TURNS[:1],), ((turn("assistant", "w7"),), (turn("assistant", "w12"),)), Winner(0))
     both, good, bad = (FollowupScorer(chat, bank, sides=s).rewards(record) for s in ("both", "positive", "negative"))
-    assert both.total == pytest.approx([p + n for p, n in zip(good.total, bad.total, strict=True)])
+    assert both.total == pytest.approx([p + n for p, n in zip(good.total, bad.total, strict=True)], rel=1e-4)
     only = FollowupScorer(chat, bank, category_weights={"d": 0.0}).rewards(record)
     assert only.total == pytest.approx(both.categories["c"])
     released = FollowupScorer(chat, BANK, mode="official_code").rewards(record)

@@ -122,6 +122,7 @@ class ScalingReport:
 
 
 SCALING_COLUMNS = ("tests", "model size", "exponent [95% interval]", "r2", "a doubling", "Spearman", "floor", "trend")
+"""Columns of `ScalingReport.rows`."""
 
 
 def scaling_report(

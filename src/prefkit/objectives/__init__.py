@@ -10,6 +10,17 @@ from prefkit.objectives.advantages import (
     ppo_losses,
     token_rewards,
 )
+from prefkit.objectives.agreement import (
+    Flips,
+    PreferenceStrength,
+    adaptive_margin,
+    adaptive_margin_loss,
+    flip_weakest,
+    offset_reward_loss,
+    preference_strength,
+    smoothed_reward_loss,
+    strength_groups,
+)
 from prefkit.objectives.auxiliary import centre
 from prefkit.objectives.batch_adaptive import BatchFilter, BatchLogistic, beta_dpo_batch_beta, beta_dpo_filter
 from prefkit.objectives.calibration import CalibrationTerms, calibration_objective, calibration_terms, pearson_loss
@@ -133,17 +144,6 @@ from prefkit.objectives.scores import (
     TokenScores,
 )
 from prefkit.objectives.sides import apo_down, apo_zero, bco_pair, dpop, nca, sppo
-from prefkit.objectives.strength import (
-    Flips,
-    PreferenceStrength,
-    adaptive_margin,
-    adaptive_margin_loss,
-    flip_weakest,
-    offset_reward_loss,
-    preference_strength,
-    smoothed_reward_loss,
-    strength_groups,
-)
 from prefkit.objectives.tabular import (
     Calibrated,
     CalibrationIdentity,

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prefkit.errors import OptionError, unknown
+from prefkit.objectives.agreement import STRENGTH_LINKS
 from prefkit.objectives.auxiliary import AUXILIARY
 from prefkit.objectives.batch_adaptive import BATCH_LINKS
 from prefkit.objectives.compose import (
@@ -34,7 +35,6 @@ from prefkit.objectives.regularisers import IMITATION, REGULARISERS
 from prefkit.objectives.rewards import REWARDS
 from prefkit.objectives.scores import Form
 from prefkit.objectives.sides import SIDES
-from prefkit.objectives.strength import STRENGTH_LINKS
 from prefkit.objectives.transport import TRANSPORT
 from prefkit.objectives.unpaired import UTILITIES
 from prefkit.objectives.weights import WEIGHTS

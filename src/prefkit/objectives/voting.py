@@ -14,8 +14,8 @@ import torch
 from prefkit.comparisons import Comparison
 from prefkit.comparisons.pairing import pairs
 from prefkit.errors import PrefkitError, RecordError
+from prefkit.objectives.agreement import PreferenceStrength, flip_weakest, preference_strength, strength_groups
 from prefkit.objectives.noise import flipped
-from prefkit.objectives.strength import PreferenceStrength, flip_weakest, preference_strength, strength_groups
 
 
 @dataclass(frozen=True)

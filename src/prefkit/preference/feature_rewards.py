@@ -26,8 +26,8 @@ from scipy.special import expit
 
 from prefkit.errors import OptionError, PrefkitError, RecordError, unknown
 from prefkit.objectives import PreferenceStrength, adaptive_margin_loss, preference_strength
+from prefkit.objectives.agreement import Smoothed
 from prefkit.objectives.noise import soft_labels
-from prefkit.objectives.strength import Smoothed
 from prefkit.preference.network import Activation, RewardNetwork
 
 _FILE, _FORMAT = "feature_reward.json", 1
