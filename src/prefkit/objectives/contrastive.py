@@ -8,14 +8,18 @@ Source: Wang et al. 2024, Secrets of RLHF in Large Language Models Part II (arXi
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from pydantic import Field, FiniteFloat
+from torch import Tensor, nn
 
 from prefkit.errors import OptionError, unknown
+from prefkit.objectives.parts import Part, Stateful
+from prefkit.objectives.scorer import HasStates
+from prefkit.options import Options
 
 View = Literal["pair", "difference"]
 """The inputs of a contrastive term: the states of both responses, or their differences in both directions."""
@@ -130,6 +134,94 @@ def sinkhorn_codes(
     for _ in range(iterations):
         codes = codes.log_softmax(0).log_softmax(1)
     return codes.exp()
+
+
+class ContrastiveOptions(Options):
+    """Options of `contrastive`."""
+
+    term: Literal["simcse", "swav"] = Field("simcse", description="find the twin among all inputs, or its cluster")
+    view: View = Field("pair", description="inputs: both responses, or their differences")
+    contrastive_weight: FiniteFloat = Field(0.1, ge=0, description="weight of the term; the report's is not known")
+    tau: FiniteFloat | None = Field(None, gt=0, description="temperature; 0.05 for simcse and 0.1 for swav by default")
+    clusters: int = Field(16, ge=2, description="clusters of swav; a batch should have at least half as many pairs")
+    epsilon: FiniteFloat = Field(0.05, gt=0, description="of the codes of swav")
+    iterations: int = Field(3, ge=1, description="rounds of Sinkhorn's algorithm")
+    seed: int = Field(0, description="of the first centres of swav")
+
+
+class Contrastive(Stateful):
+    """The auxiliary term of a reward model: a contrastive loss of its last hidden states, a mean over a pair's inputs.
+
+    The two views need dropout: that of the model (`model.dropout`) or of an adapter (`model.lora.dropout`). The
+    negatives are the other inputs of the batch of one process and one step.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.options = ContrastiveOptions.parse(options, "contrastive")
+        self.centres: nn.Parameter | None = None
+
+    def equip(self, scorer: object) -> None:
+        """See `Stateful.equip`."""
+        if isinstance(scorer, nn.Module) and not any(
+            (isinstance(module, nn.Dropout) and module.p > 0)
+            or any(
+                isinstance(rate := getattr(module, name, None), float) and rate > 0
+                for name in ("attention_dropout", "dropout")
+            )
+            for module in scorer.modules()
+        ):
+            raise OptionError(
+                "auxiliary 'contrastive' compares two passes with different dropout, and this model has none: set "
+                "model.dropout=true for a model that has some, or model.lora with a dropout"
+            )
+        if not isinstance(scorer, HasStates):
+            raise OptionError(f"auxiliary 'contrastive' reads states, which {type(scorer).__name__} does not have")
+        self.build(scorer.width)
+
+    def build(self, width: int) -> None:
+        """Make the centres of the clusters.
+
+        Args:
+            width: size of the hidden states.
+        """
+        if self.options.term == "swav":
+            generator = torch.Generator().manual_seed(self.options.seed)
+            drawn = torch.randn(self.options.clusters, width, generator=generator)
+            self.centres = nn.Parameter(F.normalize(drawn, dim=1))
+
+    def after_update(self, pass_ended: bool) -> None:
+        """See `Stateful.after_update`: centres go back to unit length."""
+        if self.centres is not None:
+            with torch.no_grad():
+                self.centres.copy_(F.normalize(self.centres, dim=1))
+
+    def forward(
+        self, chosen: Float[Tensor, "pairs 2 dim"], rejected: Float[Tensor, "pairs 2 dim"]
+    ) -> Float[Tensor, " pairs"]:
+        """The term of each pair.
+
+        Raises:
+            OptionError: the centres have not been made.
+        """
+        options = self.options
+        s, t = (
+            contrastive_inputs(mine, other, options.view)
+            for mine, other in zip(chosen.unbind(1), rejected.unbind(1), strict=True)
+        )
+        if options.term == "simcse":
+            losses = simcse_loss(s, t, tau=options.tau or 0.05)
+        elif self.centres is None:
+            raise OptionError("auxiliary 'contrastive' has no centres yet: fit makes them, or build(width)")
+        else:
+            how: dict[str, Any] = {"epsilon": options.epsilon, "iterations": options.iterations}
+            losses = swav_loss(s, t, self.centres, tau=options.tau or 0.1, **how).losses
+        term = options.contrastive_weight * (losses[: len(chosen)] + losses[len(chosen) :]) / 2
+        self.figures = {"contrastive_loss": term.detach()}
+        return term
+
+
+CONTRASTIVE = Part("contrastive", Contrastive, ("chosen_views", "rejected_views"), ContrastiveOptions)
 
 
 def _check(view_s: Tensor, view_t: Tensor, *, tau: float) -> None:

@@ -28,6 +28,8 @@ NEEDS = {
     "tokens": "tokens",
     "chosen_tokens": "tokens",
     "rejected_tokens": "tokens",
+    "chosen_views": "views",
+    "rejected_views": "views",
 }
 """Fields of the scores that are not always there, and what a run must provide to have them."""
 
