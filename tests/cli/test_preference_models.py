@@ -172,6 +172,20 @@ def test_a_reward_on_features_is_fitted_scored_and_explained(tmp_path: Path) -> 
         for c in load_comparisons(str(rewarded))
     ]
     assert sum(right) >= 0.9 * len(right)
+    hhh, output = tmp_path / "hhh.jsonl", tmp_path / "out.json"
+    items = [
+        {"prompt": "p", "chosen": "a b c", "rejected": "a", "subset": "x"},
+        {"prompt": "q", "chosen": "", "rejected": "b"},
+    ]
+    hhh.write_text("\n".join(json.dumps({**item, "features": None}) for item in items))
+    words = tmp_path / "words"
+    length = [Comparison((f"p{n}",), ("a b c d", "a"), Winner(0)) for n in range(4)]
+    write_comparisons(length, file)
+    run("features", "fit", file, "--features", "words:0:10", "--output", words, "--held-out", "0")
+    assert "1 items set aside" in run("evaluate", words, hhh, "--benchmark", "hhh", "--output", output).stdout
+    assert json.loads(output.read_text())["subsets"]["x"]["accuracy"]["mean"] == 1.0
+    with pytest.raises(OptionError, match="a reward on features is measured with --benchmark"):
+        run("evaluate", words, hhh)
     with pytest.raises(OptionError, match="a range is name:low:high, got 'words:0'"):
         run("features", "fit", file, "--features", "words:0", "--output", folder)
     with pytest.raises(OptionError, match="holds no domain reward"):

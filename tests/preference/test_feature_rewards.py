@@ -16,7 +16,7 @@ from prefkit.preference import (
     DomainFeatures,
     DomainReward,
     FeatureRewardModel,
-    RewardNetwork,
+    FeedforwardReward,
     domain_features,
     feedforward_scores,
     vote_strength,
@@ -182,7 +182,7 @@ def test_activations_stand_after_the_first_and_the_last_layer_only() -> None:
 
 
 def test_a_context_multiplies_with_features() -> None:
-    network = RewardNetwork(3, context_features=1)
+    network = FeedforwardReward(3, context_features=1)
     assert network.bilinear is not None
     network.bilinear.data = torch.tensor([[1.0], [10.0]])
     assert network(torch.tensor([[1.0, 2.0, 3.0]])).tolist() == [63.0]

@@ -18,8 +18,9 @@ from prefkit.errors import OptionError, RecordError
 
 if TYPE_CHECKING:
     from prefkit.comparisons import Comparison, Comparisons
-    from prefkit.diagnostics import ContextUse, Ranker, Scored, StyleUse
+    from prefkit.diagnostics import ContextUse, Ranked, Ranker, Scored, StyleUse
     from prefkit.language import FollowupScorer, LanguageScorer, RewardScorer
+    from prefkit.preference import DomainReward
 
 
 class Measured(StrEnum):
@@ -179,8 +180,9 @@ def evaluate(
     from prefkit import diagnostics
     from prefkit.comparisons import load_comparisons
     from prefkit.language import RewardScorer
+    from prefkit.preference import DomainReward
 
-    scorer = _scorer(model, reference, max_length, precision, too_long)
+    scorer = _features(model) or _scorer(model, reference, max_length, precision, too_long)
     if sum((benchmark is not None, contexts is not None, style)) > 1:
         raise OptionError("--benchmark, --contexts and --style exclude one another: give one")
     if benchmark is None and tie_margin:
@@ -205,6 +207,11 @@ def evaluate(
     for name, given in (("as", measured), ("followups", followups)):
         if given is not None:
             raise OptionError(f"--{name} goes with --benchmark, --contexts or --style")
+    if isinstance(scorer, DomainReward):
+        raise OptionError(
+            "a reward on features is measured with --benchmark, --contexts or --style; `prefkit features fit` measures "
+            "it on held-out prompts"
+        )
     comparisons = load_comparisons(file, format=data_format, limit=limit)
     rewards = isinstance(scorer, RewardScorer)
     compared = not rewards and (reference is not None or isinstance(scorer.policy, PeftModel))
@@ -238,11 +245,17 @@ def _show_benchmark(
     known = BENCHMARKS.get(name)
     comparisons = load_comparisons(file, format=data_format or (known.format if known else None), limit=limit)
     with Progress(transient=True) as progress:
-        watched = progress.track(comparisons, description="evaluating")
+        task = progress.add_task("evaluating", total=None)
+
+        def watched(items: Iterable[Comparison], skipped: list[RecordError]) -> Iterator[Ranked]:
+            for ranked in ranker(items, skipped):
+                progress.advance(task)
+                yield ranked
+
         result = run_benchmark(
             name,
-            ranker,
             watched,
+            comparisons,
             model=f"{model} ({how.value})",
             tie_margin=tie_margin,
             judge=how is Measured.JUDGE,
@@ -256,15 +269,18 @@ def _show_benchmark(
 
 
 def _measured(
-    scorer: LanguageScorer | RewardScorer, reference: str | None, given: Measured | None, followups: str | None
+    scorer: LanguageScorer | RewardScorer | DomainReward,
+    reference: str | None,
+    given: Measured | None,
+    followups: str | None,
 ) -> Measured:
     """What ranks: as asked for, or as the model is."""
     from peft import PeftModel
 
-    from prefkit.language import RewardScorer
+    from prefkit.language import LanguageScorer
 
-    rewards = isinstance(scorer, RewardScorer)
-    compared = not rewards and (reference is not None or isinstance(scorer.policy, PeftModel))
+    rewards = not isinstance(scorer, LanguageScorer)
+    compared = isinstance(scorer, LanguageScorer) and (reference is not None or isinstance(scorer.policy, PeftModel))
     if followups is not None and given is None:
         given = Measured.FOLLOWUPS
     if given is None:
@@ -288,28 +304,41 @@ def _in_contexts_or_style(scored: Scored, comparisons: Comparisons, field: str |
     return measure_context_use(scored, comparisons, ContextOptions.parse({"field": field}, "contexts"))
 
 
-def _ranker(scorer: LanguageScorer | RewardScorer, how: Measured, followups: str | None, batch_size: int) -> Ranker:
+def _ranker(
+    scorer: LanguageScorer | RewardScorer | DomainReward, how: Measured, followups: str | None, batch_size: int
+) -> Ranker:
     from prefkit.diagnostics import by_scores
-    from prefkit.language import LanguageJudge, RewardScorer
+    from prefkit.language import LanguageJudge, LanguageScorer
 
     if how is Measured.JUDGE:
-        assert not isinstance(scorer, RewardScorer)
+        assert isinstance(scorer, LanguageScorer)
         return LanguageJudge(scorer)
     return by_scores(_scored_by(scorer, how, followups, batch_size))
 
 
-def _scored_by(scorer: LanguageScorer | RewardScorer, how: Measured, followups: str | None, batch_size: int) -> Scored:
+def _scored_by(
+    scorer: LanguageScorer | RewardScorer | DomainReward, how: Measured, followups: str | None, batch_size: int
+) -> Scored:
     from prefkit.objectives import encode_all, score_all
+    from prefkit.preference import DomainReward
 
-    if how is Measured.FOLLOWUPS:
+    rewarder: DomainReward | FollowupScorer | None = None
+    if isinstance(scorer, DomainReward):
+        rewarder = scorer
+    elif how is Measured.FOLLOWUPS:
         rewarder = _followup_scorer(scorer, followups or "default")
-        return lambda comparisons, skipped: (
-            (comparison, comparison.extra["rewards"]) for comparison in rewarder.annotate(comparisons, skipped)
-        )
+
+    def rewarded(
+        comparisons: Iterable[Comparison], skipped: list[RecordError]
+    ) -> Iterator[tuple[Comparison, list[float]]]:
+        assert rewarder is not None
+        for comparison in rewarder.annotate(comparisons, skipped):
+            yield comparison, comparison.extra["rewards"]
 
     def scored(
         comparisons: Iterable[Comparison], skipped: list[RecordError]
     ) -> Iterator[tuple[Comparison, list[float]]]:
+        assert not isinstance(scorer, DomainReward)
         rows = encode_all(scorer, comparisons, skipped)
         while batch := list(islice(rows, batch_size)):
             encoded = [item for _, item in batch]
@@ -322,7 +351,14 @@ def _scored_by(scorer: LanguageScorer | RewardScorer, how: Measured, followups: 
             for comparison, _ in batch:
                 yield comparison, list(islice(found, len(comparison.responses)))
 
-    return scored
+    return scored if rewarder is None else rewarded
+
+
+def _features(model: str) -> DomainReward | None:
+    """A reward on features, if that is what the folder holds."""
+    from prefkit.preference import DomainReward
+
+    return DomainReward.load(Path(model)) if DomainReward.is_saved(Path(model)) else None
 
 
 def _followup_scorer(scorer: LanguageScorer | RewardScorer, bank: str) -> FollowupScorer:

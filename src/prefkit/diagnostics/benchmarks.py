@@ -104,18 +104,21 @@ class BenchmarkResult:
         model: what was measured.
         lines: figures of each subset and group with 95% intervals over prompts, with the number of items.
         skipped: items that could not be ranked, each with place and reason.
+        unread: rows of the file that could not be read as items.
     """
 
     benchmark: Benchmark
     model: str
     lines: Mapping[str, tuple[int, Mapping[str, Interval]]]
     skipped: tuple[RecordError, ...]
+    unread: int = 0
 
     def table(self) -> Table:
         """One row a subset or group."""
         names = list(next(iter(self.lines.values()))[1])
         rows = [[label, count, *(figures[name] for name in names)] for label, (count, figures) in self.lines.items()]
-        aside = f"; {len(self.skipped)} items set aside" if self.skipped else ""
+        count = len(self.skipped) + self.unread
+        aside = f"; {count} items set aside" if count else ""
         return Table(["subset", "items", *names], rows, f"{self.model} on {self.benchmark.name}{aside}")
 
     def to_dict(self) -> dict[str, Any]:
@@ -129,6 +132,7 @@ class BenchmarkResult:
                 for label, (count, figures) in self.lines.items()
             },
             "skipped": [str(error) for error in self.skipped],
+            "unread": self.unread,
         }
 
 
@@ -203,7 +207,8 @@ def run_benchmark(
             measure(label, weights)
     if benchmark.pooled is not None and len(counts) > 1:
         measure(benchmark.pooled, None)
-    return BenchmarkResult(benchmark, model, lines, tuple(skipped))
+    unread = len({(row.source, row.line) for row in getattr(getattr(comparisons, "skipped", ()), "rows", ())})
+    return BenchmarkResult(benchmark, model, lines, tuple(skipped), unread)
 
 
 def _codes(names: NDArray[Any], weights: Mapping[str, float] | None) -> Values:

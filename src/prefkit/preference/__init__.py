@@ -12,7 +12,7 @@ from prefkit.preference.context import (
 from prefkit.preference.domain import FEATURE_FUNCTIONS, DomainReward, domain_features
 from prefkit.preference.feature_rewards import FeatureRewardModel, vote_strength, with_contexts
 from prefkit.preference.features import OPINION_SUMMARY, DomainFeatures
-from prefkit.preference.network import RewardNetwork, feedforward_scores
+from prefkit.preference.network import FeedforwardReward, feedforward_scores
 
 __all__ = [
     "FEATURE_FUNCTIONS",
@@ -21,9 +21,9 @@ __all__ = [
     "DomainFeatures",
     "DomainReward",
     "FeatureRewardModel",
+    "FeedforwardReward",
     "InferredContext",
     "MarginalPreference",
-    "RewardNetwork",
     "aggregate",
     "decomposition_bound",
     "domain_features",

@@ -162,6 +162,11 @@ class DomainReward:
         }
         (folder / _FILE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
+    @staticmethod
+    def is_saved(folder: Path) -> bool:
+        """Whether a folder holds such a reward."""
+        return (folder / _FILE).is_file()
+
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read a folder that `save` wrote. Nothing in it runs code.

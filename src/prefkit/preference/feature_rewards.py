@@ -28,7 +28,7 @@ from prefkit.errors import OptionError, PrefkitError, RecordError, unknown
 from prefkit.objectives import PreferenceStrength, adaptive_margin_loss, preference_strength
 from prefkit.objectives.agreement import Smoothed
 from prefkit.objectives.noise import soft_labels
-from prefkit.preference.network import Activation, RewardNetwork
+from prefkit.preference.network import Activation, FeedforwardReward
 
 _FILE, _FORMAT = "feature_reward.json", 1
 
@@ -42,7 +42,7 @@ class FeatureRewardModel:
         inner_activation: after the layers between.
         output_activation: after the last layer; with a relu, rewards are flat where it is 0.
         context_features: how many of the last features describe a context (a criterion, a person), which both
-            responses of a pair share; see `RewardNetwork` and `with_contexts`.
+            responses of a pair share; see `FeedforwardReward` and `with_contexts`.
         learning_rate: of AdamW.
         weight_decay: of AdamW.
         betas: of AdamW.
@@ -64,7 +64,7 @@ class FeatureRewardModel:
         losses_: mean training loss of each epoch, in nats.
     """
 
-    network_: RewardNetwork
+    network_: FeedforwardReward
     n_features_in_: int
     classes_: NDArray[np.int64]
     losses_: list[float]
@@ -262,8 +262,8 @@ class FeatureRewardModel:
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
-    def _network(self, features: int, generator: torch.Generator | None) -> RewardNetwork:
-        return RewardNetwork(
+    def _network(self, features: int, generator: torch.Generator | None) -> FeedforwardReward:
+        return FeedforwardReward(
             features,
             self.layers,
             activation=self.activation,

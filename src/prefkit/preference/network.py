@@ -66,7 +66,7 @@ def _activation(name: str) -> Callable[[Tensor], Tensor]:
     return _ACTIVATIONS[name]
 
 
-class RewardNetwork(nn.Module):
+class FeedforwardReward(nn.Module):
     """A feed-forward network as a module; see `feedforward_scores`.
 
     Args:
