@@ -25,6 +25,11 @@ PASSING = {
     "sparsepo": None,
     "gpm": None,
     "pal": None,
+    "secrets-rm": None,
+    "worldpm": None,
+    "context-pm": None,
+    "domain-rm": None,
+    "flr": None,
     "rso": {"sigmoid_norm_loss", "hinge_norm_loss", "hinge_loss", "slic_loss"},
 }
 

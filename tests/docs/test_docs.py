@@ -22,6 +22,7 @@ PACKAGES = [
     "preference",
     "recipes",
     "report",
+    "selection",
     "training",
 ]
 PAGES = sorted([*ROOT.glob("docs/**/*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])

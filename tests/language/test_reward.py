@@ -27,7 +27,7 @@ from prefkit.language import (
     load_scorer,
     pack,
 )
-from prefkit.objectives import Scorer, make_objective
+from prefkit.objectives import PairScores, Scorer, make_objective
 from prefkit.training import TrainingOptions, fit
 from tests.language.models import PLAIN, SHARED, build, words
 from tests.language.test_scorer import gradients, some_groups
@@ -275,3 +275,66 @@ def test_adapters_share_prompts() -> None:
     scorer = RewardScorer(adapted, words(), some_head())
     rewards = scorer(pack(some_groups(), whole=True)).policy_logps
     torch.testing.assert_close(rewards, separate_rewards(adapted, some_head()), rtol=1e-5, atol=1e-4)
+
+
+CONTRASTIVE = {"kind": "reward_model", "auxiliary": [{"kind": "contrastive"}]}
+
+
+def reward_scorer(dropout: float) -> RewardScorer:
+    options = ModelOptions.parse({"kind": "reward", "lora": {"rank": 2, "dropout": dropout}}, "model")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return load_reward(options)
+
+
+def test_two_views_differ_by_dropout_in_training_only() -> None:
+    scorer = reward_scorer(0.5)
+    scorer.provide(frozenset({"rewards", "views"}))
+    for name, weight in scorer.policy.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, generator=torch.Generator().manual_seed(1))
+    records = list(load_comparisons(comparisons_path("test"), limit=2))
+    inputs = scorer.collate([scorer.encode(record) for record in records])
+    scorer.train()
+    views = scorer(inputs).views
+    assert views is not None
+    assert views.shape == (4, 2, scorer.width)
+    assert not torch.allclose(views[:, 0], views[:, 1])
+    scores = scorer.eval()(inputs)
+    assert scores.views is not None
+    torch.testing.assert_close(scores.views[:, 0], scores.views[:, 1])
+    torch.testing.assert_close(scores.views[:, 0] @ scorer.head, scores.policy_logps)
+
+
+@pytest.mark.parametrize("term", ["simcse", "swav"])
+def test_a_reward_model_trains_with_a_contrastive_term(tmp_path: Path, term: str) -> None:
+    objective = make_objective(
+        {"kind": "reward_model", "auxiliary": [{"kind": "contrastive", "term": term, "clusters": 2}]}
+    )
+    result = fit(
+        reward_scorer(0.2),
+        list(load_comparisons(comparisons_path("train"), limit=6)),
+        objective,
+        output=tmp_path / "run",
+        options=TrainingOptions(batch_size=3, epochs=2, learning_rate=1e-3, log_every=1, save_every=0, progress=False),
+        cache=tmp_path / "cache",
+    )
+    figures = [line["contrastive_loss"] for line in result.run.metrics if "contrastive_loss" in line]
+    assert len(figures) == 4
+    assert all(figure > 0 for figure in figures)
+    if term == "swav":
+        (part,) = objective.stateful
+        torch.testing.assert_close(part.centres.norm(dim=1).cpu(), torch.ones(2))
+
+
+def test_a_contrastive_term_needs_dropout_and_a_reward_model() -> None:
+    objective = make_objective(CONTRASTIVE)
+    assert objective.needs == {"rewards", "views"}
+    with pytest.raises(OptionError, match=r"this model has none: set model\.dropout=true"):
+        objective.equip(load_reward("builtin"))
+    with pytest.raises(OptionError, match="scores of language models have no views"):
+        load_scorer("builtin").provide(frozenset({"views"}))
+    swav = make_objective({"kind": "reward_model", "auxiliary": [{"kind": "contrastive", "term": "swav"}]})
+    views = torch.randn(2, 2, 4)
+    with pytest.raises(OptionError, match="has no centres yet"):
+        swav(PairScores(torch.zeros(2), torch.zeros(2), chosen_views=views, rejected_views=views))

@@ -45,14 +45,17 @@ def test_only_sorted_batches_refuse_a_correction_of_pairs() -> None:
     expected = {(link, part) for link in ("aot", "aot_unpaired") for part in composition.CATALOGUE["weights"]}
     known = {part for _, part in expected} | {"conservative", "robust", ""}
     # The batch's temperature goes by the pairs as they were labelled.
-    expected |= {("batch_logistic", part) for part in ("conservative", "robust")}
+    # So does a margin that belongs to the label.
+    expected |= {(link, part) for link in ("batch_logistic", "adaptive_margin") for part in ("conservative", "robust")}
     assert {cell for cell in refused if cell[1] in known} == expected
 
 
 @pytest.mark.parametrize("data", ["soft labels", "record weights"])
 def test_sorted_batches_refuse_what_single_pairs_carry(data: str) -> None:
     refused = {link for (link, part, seen), outcome, _ in PAIRS if outcome.refused and (part, seen) == ("", data)}
-    assert refused == {"aot", "aot_unpaired"} | ({"batch_logistic"} if data == "soft labels" else set())
+    assert refused == {"aot", "aot_unpaired"} | (
+        {"batch_logistic", "adaptive_margin"} if data == "soft labels" else set()
+    )
 
 
 def test_the_page_is_what_the_code_does() -> None:

@@ -11,9 +11,12 @@ from rich.console import Console
 from prefkit.cli.compare import compare
 from prefkit.cli.data import data
 from prefkit.cli.demo import demo
+from prefkit.cli.features import features
 from prefkit.cli.leaderboard import leaderboard
 from prefkit.cli.measure import evaluate, score
 from prefkit.cli.recipes import recipes, reproduce
+from prefkit.cli.rewarded import mine, strength
+from prefkit.cli.scaling import scaling
 from prefkit.cli.train import train
 from prefkit.errors import PrefkitError
 
@@ -24,9 +27,12 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for command in (demo, train, compare, evaluate, score, leaderboard, recipes, reproduce):
+for command in (demo, train, compare, evaluate, score, leaderboard, recipes, reproduce, scaling):
     app.command()(command)
+data.command()(strength)
+data.command()(mine)
 app.add_typer(data, name="data")
+app.add_typer(features, name="features")
 
 
 def main() -> None:

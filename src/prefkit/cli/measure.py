@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from enum import StrEnum
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +18,28 @@ from prefkit.errors import OptionError, RecordError
 
 if TYPE_CHECKING:
     from prefkit.comparisons import Comparison, Comparisons
-    from prefkit.language import LanguageScorer, RewardScorer
+    from prefkit.diagnostics import ContextUse, Ranked, Ranker, Scored, StyleUse
+    from prefkit.language import FollowupScorer, LanguageScorer, RewardScorer
+    from prefkit.preference import DomainReward
+
+
+class Measured(StrEnum):
+    """What of a model ranks the responses of a benchmark."""
+
+    REWARD = "reward"
+    IMPLICIT = "implicit"
+    LIKELIHOOD = "likelihood"
+    JUDGE = "judge"
+    FOLLOWUPS = "followups"
+
+
+class TooLong(StrEnum):
+    """What happens to a text that is longer than the model's context."""
+
+    SKIP = "skip"
+    TRUNCATE_PROMPT = "truncate_prompt"
+    TRUNCATE_RESPONSE = "truncate_response"
+
 
 Model = Annotated[str, typer.Argument(help="Folder or hub name of the model or adapter; `builtin` ships with it.")]
 File = Annotated[str, typer.Argument(help="File, data set folder or hub name of the comparisons.")]
@@ -26,6 +48,10 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Comparisons a forward pass.
 MaxLength = Annotated[int | None, typer.Option(min=2, help="Tokens of prompt and response; the context by default.")]
 Precision = Annotated[str, typer.Option(help="fp32, or bf16 for mixed precision.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Read at most so many comparisons.")]
+Followups = Annotated[
+    str | None,
+    typer.Option(help="Reward by the likelihood of follow-ups: `default`, or a JSON file with a bank of your own."),
+]
 
 
 def score(
@@ -38,6 +64,7 @@ def score(
         Path | None,
         typer.Option(help="Also write the comparisons themselves, with the reward model's `rewards`, to this file."),
     ] = None,
+    followups: Followups = None,
     batch_size: BatchSize = 8,
     max_length: MaxLength = None,
     precision: Precision = "fp32",
@@ -45,22 +72,26 @@ def score(
 ) -> None:
     """Write the log-probability of every response: summed, per token, and the number of tokens.
 
-    Of a reward model it is the reward of every response, and the number of tokens.
+    Of a reward model it is the reward of every response, and the number of tokens. With --followups it is the reward
+    that the likelihood of follow-ups gives, in all and in each category.
 
     Examples:
 
         prefkit score runs/dpo/model pairs.jsonl --output scores.jsonl
 
         prefkit score runs/rm/model pairs.jsonl --rewards-into rewarded.jsonl
+
+        prefkit score my-model candidates.jsonl --followups default --rewards-into rewarded.jsonl
     """
     from prefkit.comparisons import load_comparisons, write_comparisons
     from prefkit.language import RewardScorer
 
     scorer = _scorer(model, None, max_length, precision)
-    if rewards_into is not None:
+    rewarder = None if followups is None else _followup_scorer(scorer, followups)
+    if rewards_into is not None and rewarder is None:
         scorer.provide(frozenset({"rewards"}))
-    if tokens and isinstance(scorer, RewardScorer):
-        raise OptionError("--tokens does not apply: a reward model scores whole responses")
+    if tokens and (isinstance(scorer, RewardScorer) or rewarder is not None):
+        raise OptionError("--tokens does not apply: rewards are of whole responses")
     comparisons = load_comparisons(file, format=data_format, limit=limit)
     skipped: list[RecordError] = []
     written = 0
@@ -70,7 +101,12 @@ def score(
         nonlocal written
         with output.open("w", encoding="utf-8") as out, Progress(transient=True) as progress:
             task = progress.add_task("scoring", total=None)
-            for comparison, line in _scored(scorer, comparisons, batch_size, tokens, skipped):
+            lines = (
+                _scored(scorer, comparisons, batch_size, tokens, skipped)
+                if rewarder is None
+                else _followed_up(rewarder, comparisons, skipped)
+            )
+            for comparison, line in lines:
                 out.write(json.dumps(line, ensure_ascii=False) + "\n")
                 written += 1
                 progress.update(task, completed=written, description=f"scored {written} comparisons")
@@ -95,6 +131,26 @@ def evaluate(
         str | None, typer.Option(help="Reference model, for reward accuracy and margins; an adapter brings its own.")
     ] = None,
     data_format: Format = None,
+    benchmark: Annotated[
+        str | None,
+        typer.Option(help="FILE is this benchmark: rm-bench, judgebench, llmbar, hhh or pandalm; follow its protocol."),
+    ] = None,
+    measured: Annotated[
+        Measured | None,
+        typer.Option(
+            "--as", help="With --benchmark, --contexts, --style: what of the model ranks. Default: what it is."
+        ),
+    ] = None,
+    contexts: Annotated[
+        str | None,
+        typer.Option(help="Measure how far the model reads contexts, which are in this field, such as `criterion`."),
+    ] = None,
+    style: Annotated[
+        bool, typer.Option("--style", help="Also measure how much of the ranking is length and markdown.")
+    ] = False,
+    followups: Followups = None,
+    tie_margin: Annotated[float, typer.Option(min=0, help="With --benchmark pandalm: margins that are ties.")] = 0.0,
+    too_long: Annotated[TooLong, typer.Option(help="What happens to texts beyond the context.")] = TooLong.SKIP,
     output: Annotated[Path | None, typer.Option(help="Also write the figures to this JSON file.")] = None,
     pairs: Annotated[Path | None, typer.Option(help="Also write one row a pair to this CSV file.")] = None,
     batch_size: BatchSize = 8,
@@ -109,17 +165,53 @@ def evaluate(
 
     Of a reward model it is the accuracy with which its rewards rank.
 
-    Example:
+    Examples:
 
         prefkit evaluate runs/dpo/model test.jsonl --reference base-model
+
+        prefkit evaluate runs/rm/model rm_bench.jsonl.gz --benchmark rm-bench
+
+        prefkit evaluate my-model llmbar.jsonl.gz --benchmark llmbar --as judge
+
+        prefkit evaluate runs/rm/model reversals.jsonl --contexts criterion
     """
     from peft import PeftModel
 
     from prefkit import diagnostics
     from prefkit.comparisons import load_comparisons
     from prefkit.language import RewardScorer
+    from prefkit.preference import DomainReward
 
-    scorer = _scorer(model, reference, max_length, precision)
+    scorer = _features(model) or _scorer(model, reference, max_length, precision, too_long)
+    if sum((benchmark is not None, contexts is not None, style)) > 1:
+        raise OptionError("--benchmark, --contexts and --style exclude one another: give one")
+    if benchmark is None and tie_margin:
+        raise OptionError("--tie-margin goes with --benchmark")
+    if benchmark is not None or contexts is not None or style:
+        if pairs is not None:
+            raise OptionError("--pairs does not apply to --benchmark, --contexts and --style")
+        how = _measured(scorer, reference, measured, followups)
+        if benchmark is not None:
+            ranker = _ranker(scorer, how, followups, batch_size)
+            _show_benchmark(benchmark, ranker, how, model, file, data_format, limit, tie_margin, output)
+            return
+        if how is Measured.JUDGE:
+            raise OptionError("--as judge goes with --benchmark: a judge gives no scores")
+        comparisons = load_comparisons(file, format=data_format, limit=limit)
+        found = _in_contexts_or_style(_scored_by(scorer, how, followups, batch_size), comparisons, contexts)
+        Console().print(found.table(f"{model} ({how.value}) on {file}"))
+        if output is not None:
+            output.write_text(json.dumps(found.to_dict(), indent=1), encoding="utf-8")
+        _list_skipped(Console(), found.skipped, comparisons)
+        return
+    for name, given in (("as", measured), ("followups", followups)):
+        if given is not None:
+            raise OptionError(f"--{name} goes with --benchmark, --contexts or --style")
+    if isinstance(scorer, DomainReward):
+        raise OptionError(
+            "a reward on features is measured with --benchmark, --contexts or --style; `prefkit features fit` measures "
+            "it on held-out prompts"
+        )
     comparisons = load_comparisons(file, format=data_format, limit=limit)
     rewards = isinstance(scorer, RewardScorer)
     compared = not rewards and (reference is not None or isinstance(scorer.policy, PeftModel))
@@ -135,11 +227,155 @@ def evaluate(
     _list_skipped(console, result.skipped, comparisons)
 
 
-def _scorer(model: str, reference: str | None, max_length: int | None, precision: str) -> LanguageScorer | RewardScorer:
+def _show_benchmark(
+    name: str,
+    ranker: Ranker,
+    how: Measured,
+    model: str,
+    file: str,
+    data_format: str | None,
+    limit: int | None,
+    tie_margin: float,
+    output: Path | None,
+) -> None:
+    """Measure, print and write."""
+    from prefkit.comparisons import load_comparisons
+    from prefkit.diagnostics import BENCHMARKS, run_benchmark
+
+    known = BENCHMARKS.get(name)
+    comparisons = load_comparisons(file, format=data_format or (known.format if known else None), limit=limit)
+    with Progress(transient=True) as progress:
+        task = progress.add_task("evaluating", total=None)
+
+        def watched(items: Iterable[Comparison], skipped: list[RecordError]) -> Iterator[Ranked]:
+            for ranked in ranker(items, skipped):
+                progress.advance(task)
+                yield ranked
+
+        result = run_benchmark(
+            name,
+            watched,
+            comparisons,
+            model=f"{model} ({how.value})",
+            tie_margin=tie_margin,
+            judge=how is Measured.JUDGE,
+        )
+    console = Console()
+    console.print(result.table())
+    console.print(f"{result.benchmark.protocol}; {result.benchmark.source}", highlight=False, soft_wrap=True)
+    if output is not None:
+        output.write_text(json.dumps(result.to_dict(), indent=1), encoding="utf-8")
+    _list_skipped(console, result.skipped, comparisons)
+
+
+def _measured(
+    scorer: LanguageScorer | RewardScorer | DomainReward,
+    reference: str | None,
+    given: Measured | None,
+    followups: str | None,
+) -> Measured:
+    """What ranks: as asked for, or as the model is."""
+    from peft import PeftModel
+
+    from prefkit.language import LanguageScorer
+
+    rewards = not isinstance(scorer, LanguageScorer)
+    compared = isinstance(scorer, LanguageScorer) and (reference is not None or isinstance(scorer.policy, PeftModel))
+    if followups is not None and given is None:
+        given = Measured.FOLLOWUPS
+    if given is None:
+        return Measured.REWARD if rewards else Measured.IMPLICIT if compared else Measured.LIKELIHOOD
+    if rewards != (given is Measured.REWARD):
+        kind = "a reward model" if rewards else "a language model"
+        raise OptionError(f"--as {given.value} does not apply to {kind}")
+    if given is Measured.IMPLICIT and not compared:
+        raise OptionError("--as implicit needs --reference: the implicit reward is a log-ratio to it")
+    if (followups is not None) != (given is Measured.FOLLOWUPS):
+        raise OptionError("--followups and --as followups go together")
+    return given
+
+
+def _in_contexts_or_style(scored: Scored, comparisons: Comparisons, field: str | None) -> ContextUse | StyleUse:
+    from prefkit.comparisons import ContextOptions
+    from prefkit.diagnostics import measure_context_use, measure_style_use
+
+    if field is None:
+        return measure_style_use(scored, comparisons)
+    return measure_context_use(scored, comparisons, ContextOptions.parse({"field": field}, "contexts"))
+
+
+def _ranker(
+    scorer: LanguageScorer | RewardScorer | DomainReward, how: Measured, followups: str | None, batch_size: int
+) -> Ranker:
+    from prefkit.diagnostics import by_scores
+    from prefkit.language import LanguageJudge, LanguageScorer
+
+    if how is Measured.JUDGE:
+        assert isinstance(scorer, LanguageScorer)
+        return LanguageJudge(scorer)
+    return by_scores(_scored_by(scorer, how, followups, batch_size))
+
+
+def _scored_by(
+    scorer: LanguageScorer | RewardScorer | DomainReward, how: Measured, followups: str | None, batch_size: int
+) -> Scored:
+    from prefkit.objectives import encode_all, score_all
+    from prefkit.preference import DomainReward
+
+    rewarder: DomainReward | FollowupScorer | None = None
+    if isinstance(scorer, DomainReward):
+        rewarder = scorer
+    elif how is Measured.FOLLOWUPS:
+        rewarder = _followup_scorer(scorer, followups or "default")
+
+    def rewarded(
+        comparisons: Iterable[Comparison], skipped: list[RecordError]
+    ) -> Iterator[tuple[Comparison, list[float]]]:
+        assert rewarder is not None
+        for comparison in rewarder.annotate(comparisons, skipped):
+            yield comparison, comparison.extra["rewards"]
+
+    def scored(
+        comparisons: Iterable[Comparison], skipped: list[RecordError]
+    ) -> Iterator[tuple[Comparison, list[float]]]:
+        assert not isinstance(scorer, DomainReward)
+        rows = encode_all(scorer, comparisons, skipped)
+        while batch := list(islice(rows, batch_size)):
+            encoded = [item for _, item in batch]
+            (scores,) = score_all(scorer, encoded, batch_size=len(batch))
+            values = scores.policy_logps
+            if how is Measured.IMPLICIT:
+                (ref,) = score_all(scorer, encoded, batch_size=len(batch), reference=True)
+                values = values - ref.policy_logps
+            found = iter(values.tolist())
+            for comparison, _ in batch:
+                yield comparison, list(islice(found, len(comparison.responses)))
+
+    return scored if rewarder is None else rewarded
+
+
+def _features(model: str) -> DomainReward | None:
+    """A reward on features, if that is what the folder holds."""
+    from prefkit.preference import DomainReward
+
+    return DomainReward.load(Path(model)) if DomainReward.is_saved(Path(model)) else None
+
+
+def _followup_scorer(scorer: LanguageScorer | RewardScorer, bank: str) -> FollowupScorer:
+    from prefkit.language import FollowupBank, FollowupScorer, RewardScorer
+
+    if isinstance(scorer, RewardScorer):
+        raise OptionError("--followups needs a language model: a reward model gives no likelihood")
+    return FollowupScorer(scorer, None if bank == "default" else FollowupBank.read(Path(bank)))
+
+
+def _scorer(
+    model: str, reference: str | None, max_length: int | None, precision: str, too_long: str = "skip"
+) -> LanguageScorer | RewardScorer:
     from prefkit.language import EncodingOptions, ModelOptions, is_reward_model, load_reward, load_scorer
 
     options = ModelOptions.parse({"path": model, "reference": reference, "precision": precision}, "model")
-    encoding = EncodingOptions(max_length=max_length)
+    encoding = EncodingOptions.parse({"max_length": max_length, "too_long": str(too_long)}, "encoding")
     if is_reward_model(model):
         return load_reward(options.model_copy(update={"kind": "reward"}), encoding).eval()
     return load_scorer(options, encoding).eval()
@@ -172,8 +408,24 @@ def _scored(
                 found.append({"logp": score, "logp_per_token": score / length, "tokens": length})
                 if tokens:
                     found[-1]["token_logps"] = own
-            place = {"source": comparison.source, "line": comparison.line, "id": comparison.id}
-            yield comparison, {**place, "responses": found}
+            yield comparison, {**_place(comparison), "responses": found}
+
+
+def _followed_up(
+    rewarder: FollowupScorer, comparisons: Iterable[Comparison], skipped: list[RecordError]
+) -> Iterator[tuple[Comparison, dict[str, Any]]]:
+    """Each comparison with its line: the reward of every response, in all and in each category."""
+    for comparison in rewarder.annotate(comparisons, skipped):
+        categories = comparison.extra["category_rewards"]
+        found = [
+            {"reward": reward, **{name: values[place] for name, values in categories.items()}}
+            for place, reward in enumerate(comparison.extra["rewards"])
+        ]
+        yield comparison, {**_place(comparison), "responses": found}
+
+
+def _place(comparison: Comparison) -> dict[str, Any]:
+    return {"source": comparison.source, "line": comparison.line, "id": comparison.id}
 
 
 def _rewarded(comparison: Comparison, line: Mapping[str, Any]) -> Comparison:
@@ -188,6 +440,6 @@ def _list_skipped(console: Console, unusable: Iterable[RecordError], comparisons
         return
     console.print(f"{len(problems)} comparisons set aside:", style="yellow")
     for problem in problems[:shown]:
-        console.print(f"  {problem}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"  {problem}", markup=False, emoji=False, highlight=False, soft_wrap=True)
     if len(problems) > shown:
         console.print(f"  and {len(problems) - shown} more")

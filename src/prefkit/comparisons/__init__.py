@@ -2,8 +2,11 @@
 
 from prefkit.comparisons.canonical import from_dict, rows_for, to_dict, write_comparisons
 from prefkit.comparisons.companions import Companion
+from prefkit.comparisons.contexts import ContextOptions, WithContexts, context_of, shuffled_contexts, with_context
 from prefkit.comparisons.curriculum import Candidate, Curriculum, build_curriculum, curriculum_pairs, curriculum_stages
 from prefkit.comparisons.formats import FORMATS
+from prefkit.comparisons.formats.modelling import feedback_example, switched
+from prefkit.comparisons.forum import ForumPairs, drawn_pair, forum_pairs
 from prefkit.comparisons.health import Health, check_comparisons
 from prefkit.comparisons.instructions import (
     InstructionFunction,
@@ -44,7 +47,9 @@ __all__ = [
     "Companion",
     "Comparison",
     "Comparisons",
+    "ContextOptions",
     "Curriculum",
+    "ForumPairs",
     "Health",
     "InstructionFunction",
     "InterPair",
@@ -63,6 +68,7 @@ __all__ = [
     "Text",
     "TreeNode",
     "Winner",
+    "WithContexts",
     "WithSteps",
     "add_instructions",
     "adjacent",
@@ -73,8 +79,12 @@ __all__ = [
     "build_intra_pairs",
     "check_comparisons",
     "consistent_feedback",
+    "context_of",
     "curriculum_pairs",
     "curriculum_stages",
+    "drawn_pair",
+    "feedback_example",
+    "forum_pairs",
     "from_dict",
     "generate_rationales",
     "inter_order",
@@ -92,10 +102,13 @@ __all__ = [
     "rationale_prompt",
     "remove_key_content",
     "rows_for",
+    "shuffled_contexts",
     "split_comparisons",
     "split_steps",
+    "switched",
     "to_dict",
     "to_pairs",
+    "with_context",
     "without_key_content",
     "write_comparisons",
 ]

@@ -5,11 +5,23 @@ from prefkit.diagnostics.accuracy import (
     implicit_rewards,
     kl_estimate,
     pair_figures,
+    pairwise_accuracy,
     ranking_wins,
     summarise,
     win_rate,
     wins,
 )
+from prefkit.diagnostics.benchmarks import (
+    BENCHMARKS,
+    Benchmark,
+    BenchmarkResult,
+    Ranked,
+    Ranker,
+    Scored,
+    by_scores,
+    run_benchmark,
+)
+from prefkit.diagnostics.context_use import ContextUse, measure_context_use
 from prefkit.diagnostics.correlation import CalibrationFigures, Correlations, correlations, evaluate_calibration
 from prefkit.diagnostics.evaluate import Evaluation, before_after, evaluate
 from prefkit.diagnostics.intervals import (
@@ -20,19 +32,50 @@ from prefkit.diagnostics.intervals import (
     wilson_interval,
 )
 from prefkit.diagnostics.probabilities import Calibration, brier_score, calibration, expected_calibration_error
+from prefkit.diagnostics.reversal import Reversals, reversal_metrics
 from prefkit.diagnostics.run_report import run_report
+from prefkit.diagnostics.scaling import SCALING_COLUMNS, ScalingFit, ScalingReport, scaling_fit, scaling_report
+from prefkit.diagnostics.style import (
+    STYLE_FEATURES,
+    Phi,
+    StyleControl,
+    StyleDifference,
+    StyleUse,
+    measure_style_use,
+    phi,
+    style_control,
+    style_difference,
+    style_features,
+)
 
 __all__ = [
+    "BENCHMARKS",
     "LABELS",
+    "SCALING_COLUMNS",
+    "STYLE_FEATURES",
+    "Benchmark",
+    "BenchmarkResult",
     "Calibration",
     "CalibrationFigures",
+    "ContextUse",
     "Correlations",
     "Evaluation",
     "Interval",
+    "Phi",
+    "Ranked",
+    "Ranker",
+    "Reversals",
+    "ScalingFit",
+    "ScalingReport",
+    "Scored",
+    "StyleControl",
+    "StyleDifference",
+    "StyleUse",
     "before_after",
     "bootstrap_difference",
     "bootstrap_interval",
     "brier_score",
+    "by_scores",
     "calibration",
     "correlations",
     "evaluate",
@@ -41,9 +84,20 @@ __all__ = [
     "implicit_rewards",
     "kl_estimate",
     "mean_interval",
+    "measure_context_use",
+    "measure_style_use",
     "pair_figures",
+    "pairwise_accuracy",
+    "phi",
     "ranking_wins",
+    "reversal_metrics",
+    "run_benchmark",
     "run_report",
+    "scaling_fit",
+    "scaling_report",
+    "style_control",
+    "style_difference",
+    "style_features",
     "summarise",
     "wilson_interval",
     "win_rate",

@@ -45,6 +45,26 @@ def wins(chosen: ArrayLike, rejected: ArrayLike) -> Values:
     return np.heaviside(better - worse, 0.5)
 
 
+def pairwise_accuracy(chosen: ArrayLike, rejected: ArrayLike, *, ties: float = 0.5) -> float:
+    """Share of pairs whose chosen response has the higher score.
+
+    Args:
+        chosen: `[pairs]`, scores of the chosen responses, at least one pair.
+        rejected: `[pairs]`, scores of the rejected responses.
+        ties: what a pair of equal scores counts, in [0, 1]; 0 counts ties as wrong.
+
+    Raises:
+        OptionError: ties is out of range.
+        PrefkitError: there are no pairs, or as `wins`.
+    """
+    if not 0 <= ties <= 1:
+        raise OptionError(f"ties must lie in [0, 1], got {ties}")
+    won = wins(chosen, rejected)
+    if not len(won):
+        raise PrefkitError("an accuracy needs at least one pair")
+    return float(np.where(won == 0.5, ties, won).mean())
+
+
 def win_rate(wins: int, ties: int, losses: int) -> float:
     """Share of comparisons that were won, in percent, a tie counting half.
 

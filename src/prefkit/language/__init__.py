@@ -6,8 +6,23 @@ import os
 # buffers: hundreds of megabytes when lengths vary. Few are ever used again. Read when the first such kernel runs.
 os.environ.setdefault("LRU_CACHE_CAPACITY", "16")
 
-from prefkit.language.encoding import Encoder, EncodingOptions, Lengths, truncated_lengths
+from prefkit.language.encoding import Encoder, EncodingOptions, Lengths, Span, truncated_lengths
+from prefkit.language.followup import (
+    DEFAULT_BANK,
+    FollowupBank,
+    FollowupReward,
+    FollowupRewards,
+    FollowupScorer,
+    feedback_loss,
+    flr_reward,
+    followup_logps,
+    mean_logps,
+    official_code_score,
+    span_logps,
+    total_reward,
+)
 from prefkit.language.head import label_logps, token_logps
+from prefkit.language.judge import JUDGE_TEMPLATE, LanguageJudge
 from prefkit.language.models import BUILTIN, LoraOptions, ModelOptions, is_reward_model, load_scorer
 from prefkit.language.packing import Layout, pack
 from prefkit.language.residual import mix_embeddings, one_step_ahead_ids
@@ -18,8 +33,15 @@ from prefkit.language.sequences import SequenceLogps, sequence_logps
 
 __all__ = [
     "BUILTIN",
+    "DEFAULT_BANK",
+    "JUDGE_TEMPLATE",
     "Encoder",
     "EncodingOptions",
+    "FollowupBank",
+    "FollowupReward",
+    "FollowupRewards",
+    "FollowupScorer",
+    "LanguageJudge",
     "LanguageScorer",
     "Layout",
     "Lengths",
@@ -29,17 +51,25 @@ __all__ = [
     "Precision",
     "RewardScorer",
     "SequenceLogps",
+    "Span",
     "annotate",
+    "feedback_loss",
+    "flr_reward",
+    "followup_logps",
     "is_reward_model",
     "label_logps",
     "load_reward",
     "load_scorer",
+    "mean_logps",
     "mix_embeddings",
+    "official_code_score",
     "one_step_ahead_ids",
     "pack",
     "sample",
     "sampled_kl",
     "sequence_logps",
+    "span_logps",
     "token_logps",
+    "total_reward",
     "truncated_lengths",
 ]

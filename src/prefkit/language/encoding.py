@@ -63,6 +63,14 @@ class Lengths(NamedTuple):
     response: int
 
 
+class Span(NamedTuple):
+    """Tokens of a conversation, parted around the text of its last turn."""
+
+    before: list[int]
+    tokens: list[int]
+    rest: list[int]
+
+
 def truncated_lengths(prompt_length: int, response_length: int, *, max_length: int, max_prompt_length: int) -> Lengths:
     """How much is kept of a prompt and a response that are too long together.
 
@@ -189,6 +197,44 @@ class Encoder:
         """Tokens of a prompt alone, as they stand before a response (for sampling)."""
         text, templated = (prompt, False) if isinstance(prompt, str) else (self._render(_messages(prompt), True), True)
         return self._prompt(text, templated)
+
+    def span(self, before: Text, text: str, role: str = "user") -> Span:
+        """Tokens of a text as the next turn of a conversation, found in the tokens of the whole.
+
+        Args:
+            before: messages, or text that `text` follows immediately.
+            text: the next turn; in messages one of `role`.
+            role: who speaks it.
+
+        Returns:
+            What stands before it (for messages with the marks of its role), its own tokens (those that hold some of
+            its characters), and what follows it.
+
+        Raises:
+            RecordError: the template changes the text, or the whole is longer than the context.
+            OptionError: messages were given without a chat template, or the tokenizer does not say where tokens stand.
+        """
+        if not self.tokenizer.is_fast:
+            raise OptionError(f"{type(self.tokenizer).__name__} does not say where tokens stand: take a fast one")
+        own = text.strip()
+        templated = not isinstance(before, str)
+        whole = self._render([*before, {"role": role, "content": own}], False) if templated else f"{before}{own}"
+        start = whole.rfind(own)
+        if start < 0:
+            raise RecordError("the chat template changes the text of a turn", field="prompt")
+        found = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        ids, offsets = found["input_ids"], found["offset_mapping"]
+        held = [place for place, (low, high) in enumerate(offsets) if low < start + len(own) and high > start]
+        begin = [] if templated else self._begin
+        if not held or not (begin or held[0]):
+            raise RecordError("a text needs tokens, and one before them that predicts the first", field="prompt")
+        if self.max_length is not None and len(begin) + len(ids) > self.max_length:
+            raise RecordError(
+                f"the conversation has {len(begin) + len(ids)} tokens, the context holds {self.max_length}",
+                field="prompt",
+            )
+        first, last = held[0], held[-1] + 1
+        return Span([*begin, *ids[:first]], ids[first:last], ids[last:])
 
     def _texts(self, prompt: Text, response: Text) -> tuple[str, str, bool]:
         """Prompt text, response text, and whether a chat template made them."""

@@ -60,7 +60,7 @@ class RewardScorer(PackedScorer):
     Source: Stiennon et al. 2020, Learning to summarize from human feedback (arXiv 2009.01325).
     """
 
-    provided = frozenset({"rewards"})
+    provided = frozenset({"rewards", "views"})
     kind = "reward models"
 
     def __init__(
@@ -84,9 +84,21 @@ class RewardScorer(PackedScorer):
 
     def forward(self, inputs: Inputs) -> ResponseScores:
         """Rewards of all responses of a packed batch, in the place of log-probabilities."""
+        states = self._last_states(inputs)
+        views = None
+        if "views" in self._wanted:
+            # The first view is the one that is rewarded; without dropout a second pass would only repeat it.
+            views = torch.stack([states, self._last_states(inputs) if self.training else states], 1)
+        return ResponseScores(states @ self.head, inputs["response_lengths"], views=views)
+
+    def _last_states(self, inputs: Inputs) -> Float[Tensor, "responses dim"]:
         with self._autocast():
-            states = self._trunks[id(self.policy)].last_states(inputs)
-        return ResponseScores(states.float() @ self.head, inputs["response_lengths"])
+            return self._trunks[id(self.policy)].last_states(inputs).float()
+
+    @property
+    def width(self) -> int:
+        """Size of the hidden states."""
+        return len(self.head)
 
     def reference(self, inputs: Inputs) -> ResponseScores:
         """A reward model has none.

@@ -1,9 +1,31 @@
 """Objectives: pure functions from scores to per-example losses, and the score types that they take."""
 
+from prefkit.objectives.advantages import (
+    Advantages,
+    PpoLosses,
+    TrajectoryLoss,
+    gae,
+    group_advantage,
+    limited_trajectory_pg,
+    ppo_losses,
+    token_rewards,
+)
+from prefkit.objectives.agreement import (
+    Flips,
+    PreferenceStrength,
+    adaptive_margin,
+    adaptive_margin_loss,
+    flip_weakest,
+    offset_reward_loss,
+    preference_strength,
+    smoothed_reward_loss,
+    strength_groups,
+)
 from prefkit.objectives.auxiliary import centre
 from prefkit.objectives.batch_adaptive import BatchFilter, BatchLogistic, beta_dpo_batch_beta, beta_dpo_filter
 from prefkit.objectives.calibration import CalibrationTerms, calibration_objective, calibration_terms, pearson_loss
 from prefkit.objectives.compose import DemonstrationObjective, LabelObjective, ListObjective, Objective, PairObjective
+from prefkit.objectives.contrastive import SwavLoss, contrastive_inputs, simcse_loss, sinkhorn_codes, swav_loss
 from prefkit.objectives.degree import (
     SelfSupervisedDegree,
     degree_cross_entropy,
@@ -48,6 +70,7 @@ from prefkit.objectives.listwise import all_pairs_loss, plackett_luce_loss
 from prefkit.objectives.losses import (
     JointLosses,
     cdpo_loss,
+    choice_loss,
     cpo_loss,
     dpo_loss,
     ipo_loss,
@@ -64,6 +87,7 @@ from prefkit.objectives.losses import (
     spce_loss,
 )
 from prefkit.objectives.margin_adaptive import madpo_coefficient, madpo_loss, madpo_weight, population_target_margin
+from prefkit.objectives.meta import MetaStep, meta_step, metarm_difference
 from prefkit.objectives.noise import (
     GradientWeights,
     StrengthLabels,
@@ -147,11 +171,13 @@ from prefkit.objectives.token_level import (
 from prefkit.objectives.transport import aot, aot_unpaired
 from prefkit.objectives.unpaired import bco_loss, kto_loss, kto_reference_point
 from prefkit.objectives.values import VpoLoss, value_term, vpo_loss
+from prefkit.objectives.voting import Vote, vote
 from prefkit.objectives.weights import strength, wpo
 
 __all__ = [
     "PRESETS",
     "SCORED",
+    "Advantages",
     "BatchFilter",
     "BatchLogistic",
     "Calibrated",
@@ -161,6 +187,7 @@ __all__ = [
     "DemonstrationObjective",
     "DemonstrationScores",
     "Encoded",
+    "Flips",
     "Form",
     "GradientWeights",
     "HasLayers",
@@ -176,12 +203,15 @@ __all__ = [
     "ListObjective",
     "ListScores",
     "Masked",
+    "MetaStep",
     "MixesInputs",
     "Objective",
     "PairObjective",
     "PairScores",
     "Part",
     "PolicyAndValue",
+    "PpoLosses",
+    "PreferenceStrength",
     "Preset",
     "RankedPairs",
     "Rationale",
@@ -193,11 +223,16 @@ __all__ = [
     "Stateful",
     "StepScores",
     "StrengthLabels",
+    "SwavLoss",
     "Targets",
     "TemporalResidual",
     "TokenScores",
+    "TrajectoryLoss",
+    "Vote",
     "VpoLoss",
     "activation_mask",
+    "adaptive_margin",
+    "adaptive_margin_loss",
     "adaptive_step_score",
     "adaptive_step_weights",
     "all_pairs_loss",
@@ -219,7 +254,9 @@ __all__ = [
     "calibration_terms",
     "cdpo_loss",
     "centre",
+    "choice_loss",
     "conservative",
+    "contrastive_inputs",
     "cpo_loss",
     "degree_cross_entropy",
     "degree_head_loss",
@@ -230,11 +267,14 @@ __all__ = [
     "encode_all",
     "exo",
     "flip_preferences",
+    "flip_weakest",
+    "gae",
     "gpo_loss",
     "gpo_pair_loss",
     "graded_loss",
     "graded_steps_loss",
     "gradient_weights",
+    "group_advantage",
     "hinge",
     "ift_loss",
     "ift_weights",
@@ -255,6 +295,7 @@ __all__ = [
     "latent_label_loss",
     "length_logistic",
     "levels_loss",
+    "limited_trajectory_pg",
     "list_loss",
     "log_odds",
     "log_prob",
@@ -265,9 +306,12 @@ __all__ = [
     "madpo_weight",
     "make_objective",
     "mean_reliabilities",
+    "meta_step",
+    "metarm_difference",
     "moving_reliabilities",
     "nca",
     "normalise_values",
+    "offset_reward_loss",
     "optimal_policy",
     "optimal_policy_and_value",
     "orpo_loss",
@@ -275,6 +319,8 @@ __all__ = [
     "plackett_luce_loss",
     "pool_hidden",
     "population_target_margin",
+    "ppo_losses",
+    "preference_strength",
     "probit",
     "rank_positions",
     "ranked_pairs",
@@ -293,9 +339,12 @@ __all__ = [
     "score_all",
     "sft",
     "shared_length_log_ratio",
+    "simcse_loss",
     "simpo_loss",
+    "sinkhorn_codes",
     "slic_hinge_loss",
     "slic_loss",
+    "smoothed_reward_loss",
     "soft_labels",
     "sparsepo_loss",
     "sparsity",
@@ -306,13 +355,17 @@ __all__ = [
     "step_margins",
     "step_scores",
     "strength",
+    "strength_groups",
     "strength_labels",
+    "swav_loss",
     "tally_labels",
     "tdpo_loss",
     "tdpo_rewards",
     "tdpo_sequence_terms",
+    "token_rewards",
     "token_terms",
     "value_term",
+    "vote",
     "vpo_loss",
     "vpo_policy_objective",
     "vpo_reward_objective",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from prefkit.comparisons.instructions import inter_companions, intra_companions
 from prefkit.comparisons.rationales import rationale_companions
+from prefkit.objectives.contrastive import CONTRASTIVE
 from prefkit.objectives.degree import DEGREE
 from prefkit.objectives.levels import InterOptions, IntraOptions, inter, intra
 from prefkit.objectives.parts import Part, catalogue
@@ -58,4 +59,5 @@ AUXILIARY = catalogue(
     Part("rationale", Rationale, options=RationaleOptions, companions=rationale_companions),
     Part("value", value_term, ("policy_chosen_logps", "ref_chosen_logps"), ValueOptions),
     DEGREE,
+    CONTRASTIVE,
 )

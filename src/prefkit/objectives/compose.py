@@ -46,7 +46,7 @@ class Objective(nn.Module, ABC, Generic[S]):
             "ratings", "kl" (mismatched responses). From the scorer: "reference", "tokens", and of single tokens
             "states", "layers", "token_kl", "steps"; "temporal_residual" (the policy's predictions are mixed into its
             inputs); "joint" (prompts of joint comparisons are scored with their responses); "rewards" (scores are a
-            reward model's rewards, not log-probabilities).
+            reward model's rewards, not log-probabilities); "views" (states of two passes with different dropout).
         batch_mean: mean over the batch, for parts that need one; replaced by the mean over all processes where
             there are several.
     """

@@ -326,6 +326,27 @@ def reward_model_loss(
     return links.logistic(chosen_rewards - rejected_rewards, beta=1.0)
 
 
+def choice_loss(
+    score_0: Float[Tensor, " batch"], score_1: Float[Tensor, " batch"], preferred: Int[Tensor, " batch"]
+) -> Float[Tensor, " batch"]:
+    """Bradley-Terry loss of a choice between two responses in a fixed order: -log P(preferred).
+
+    Args:
+        score_0: reward of the first response, in log-odds.
+        score_1: reward of the second one.
+        preferred: index of the response that was preferred, 0 or 1.
+
+    Raises:
+        OptionError: an index is neither 0 nor 1, or shapes differ.
+
+    Source: Wang et al. 2025 (WorldPM, arXiv 2505.10527), eqs. 1, 2.
+    """
+    _check(1.0, score_0, score_1, preferred)
+    if not bool(((preferred == 0) | (preferred == 1)).all()):
+        raise OptionError(f"preferred must hold the index of a response, 0 or 1, got {sorted(set(preferred.tolist()))}")
+    return links.logistic((score_0 - score_1) * (1 - 2 * preferred), beta=1.0)
+
+
 def robust_reward_model_loss(
     chosen_rewards: Float[Tensor, " batch"],
     rejected_rewards: Float[Tensor, " batch"],

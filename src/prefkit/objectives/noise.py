@@ -195,9 +195,9 @@ def flip_preferences(
         check_flip_rate(rate)
     mask = np.random.default_rng(seed).random(len(records)) < rates
     for index in np.flatnonzero(mask):
-        flipped = replace(records[index], judgement=_flipped(records[index]))
-        mask[index] = flipped.judgement != records[index].judgement
-        records[index] = flipped
+        turned = replace(records[index], judgement=flipped(records[index]))
+        mask[index] = turned.judgement != records[index].judgement
+        records[index] = turned
     return records, mask
 
 
@@ -212,7 +212,12 @@ def _rate_of(record: Comparison, rates: Mapping[str, float]) -> float:
     return rates[record.annotator]
 
 
-def _flipped(record: Comparison) -> Judgement:
+def flipped(record: Comparison) -> Judgement:
+    """The judgement of a pair, or of one whole response, turned round.
+
+    Raises:
+        RecordError: it is another judgement.
+    """
     match record.judgement:
         case Winner(index) if len(record.responses) == 2:
             return Winner(1 - index)

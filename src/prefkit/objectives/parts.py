@@ -30,6 +30,8 @@ NEEDS = {
     "tokens": "tokens",
     "chosen_tokens": "tokens",
     "rejected_tokens": "tokens",
+    "chosen_views": "views",
+    "rejected_views": "views",
 }
 """Fields of the scores that are not always there, and what a run must provide to have them."""
 
@@ -55,6 +57,7 @@ class Part:
         fits: names of the rewards that a link can be composed with; any, if there are none.
         check: raises a `RecordError` for a comparison that the part cannot use; takes the part's options by keyword.
         pairwise: a ranking's loss is a mean over pairs, each of which can be exchanged.
+        one_way: it looks at pairs as they were labelled; see `Stateful`.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Part:
     fits: tuple[str, ...] = ()
     check: Callable[..., None] | None = None
     pairwise: bool = False
+    one_way: bool = False
 
     def __call__(self, *tensors: Any) -> Tensor:
         """Apply the function."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prefkit.errors import OptionError, unknown
+from prefkit.objectives.agreement import STRENGTH_LINKS
 from prefkit.objectives.auxiliary import AUXILIARY
 from prefkit.objectives.batch_adaptive import BATCH_LINKS
 from prefkit.objectives.compose import (
@@ -40,7 +41,7 @@ from prefkit.objectives.weights import WEIGHTS
 
 CATALOGUE: Mapping[str, Mapping[str, Part]] = {
     "reward": REWARDS,
-    "link": {**LINKS, **SIDES, **TRANSPORT, **BATCH_LINKS},
+    "link": {**LINKS, **SIDES, **TRANSPORT, **BATCH_LINKS, **STRENGTH_LINKS},
     "noise": {**NOISE, **LATENT},
     "weights": {**WEIGHTS, **ADAPTIVE_WEIGHTS},
     "regularisers": REGULARISERS,
@@ -208,6 +209,13 @@ PRESETS: Mapping[str, Preset] = {
         "Ouyang et al. 2022, arXiv 2203.02155, eq. 1",
         {"reward": "score", "link": "logistic"},
         {"beta": 1.0},
+    ),
+    "reward_model_margin": Preset(
+        "pairs",
+        "reward model whose margin of each pair is the strength that other reward models give it",
+        "Wang et al. 2024, arXiv 2401.06080, section 2.5",
+        {"reward": "score", "link": "adaptive_margin"},
+        {"beta": 1.0, "alpha": 0.0, "smoothed": "negative"},
     ),
     "mapl": Preset(
         "pairs",

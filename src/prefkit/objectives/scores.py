@@ -127,12 +127,14 @@ class ResponseScores:
         lengths: number of tokens of each response.
         ref_logps: the same as `policy_logps` under the frozen reference; None if the objective asks for no reference.
         tokens: scores of single tokens; None unless the objective asks for them.
+        views: last hidden states of two forward passes with different dropout; None unless the objective asks for them.
     """
 
     policy_logps: Float[Tensor, " responses"]
     lengths: Int[Tensor, " responses"]
     ref_logps: Float[Tensor, " responses"] | None = None
     tokens: TokenScores | None = None
+    views: Float[Tensor, "responses 2 dim"] | None = None
 
 
 # A forward pass returns these: FSDP2 has to find the tensors inside to hook their gradients.
@@ -158,6 +160,8 @@ class PairScores:
         margins: a reward model's reward of the chosen response less that of the rejected one, in log-odds.
         chosen_tokens: tokens of the chosen responses, `response` being the pair; None unless asked for.
         rejected_tokens: tokens of the rejected responses.
+        chosen_views: see `ResponseScores.views`, of the chosen responses.
+        rejected_views: the same of the rejected responses.
         companions: further texts that belong to the pairs, one group for each auxiliary part of the objective, groups
             at the end that are empty left out; None if no part asks for any.
     """
@@ -175,6 +179,8 @@ class PairScores:
     margins: Float[Tensor, " batch"] | None = None
     chosen_tokens: TokenScores | None = None
     rejected_tokens: TokenScores | None = None
+    chosen_views: Float[Tensor, "batch 2 dim"] | None = None
+    rejected_views: Float[Tensor, "batch 2 dim"] | None = None
     companions: tuple[Companions, ...] | None = None
     # What a reward whose gradient depends on the side is told of it.
     chosen_side: ClassVar[str] = "chosen"
@@ -196,6 +202,8 @@ class PairScores:
             rejected_lengths=self.chosen_lengths,
             chosen_tokens=self.rejected_tokens,
             rejected_tokens=self.chosen_tokens,
+            chosen_views=self.rejected_views,
+            rejected_views=self.chosen_views,
         )
 
 
@@ -334,6 +342,8 @@ class Targets:
                     margins=self.margins,
                     chosen_tokens=tokens and tokens.of(chosen, lengths),
                     rejected_tokens=tokens and tokens.of(rejected, lengths),
+                    chosen_views=None if scores.views is None else scores.views[chosen],
+                    rejected_views=None if scores.views is None else scores.views[rejected],
                     companions=self._companions(scores),
                 )
             case "lists":

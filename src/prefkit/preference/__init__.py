@@ -1,7 +1,19 @@
 """Preference models: how scores and features become choices, who prefers what, and how sure one may be."""
 
+from prefkit.preference.context import (
+    DecompositionBound,
+    InferredContext,
+    MarginalPreference,
+    aggregate,
+    decomposition_bound,
+    infer_context,
+    marginal_preference,
+)
 from prefkit.preference.cycles import Cycle, Cyclicity, cyclicity
+from prefkit.preference.domain import FEATURE_FUNCTIONS, DomainReward, domain_features
 from prefkit.preference.estimator import PreferenceModel
+from prefkit.preference.feature_rewards import FeatureRewardModel, vote_strength, with_contexts
+from prefkit.preference.features import OPINION_SUMMARY, DomainFeatures
 from prefkit.preference.general import (
     CandidateScores,
     block_embeddings,
@@ -43,23 +55,33 @@ from prefkit.preference.ideal_points import (
 from prefkit.preference.leaderboard import Leaderboard, Standing
 from prefkit.preference.linear import BradleyTerry, PlackettLuce, StrengthModel, Thurstone
 from prefkit.preference.named import NamedComparisons, named_comparisons
+from prefkit.preference.network import FeedforwardReward, feedforward_scores
 from prefkit.preference.networks import GeneralPreference, NetworkModel, RewardNetwork
 from prefkit.preference.population import HeldOut, IdealPoints, Projector, choose_prototypes
 from prefkit.preference.storage import load_preference_model, save_preference_model
 from prefkit.preference.wrappers import Calibrated, Ensemble, fit_temperature
 
 __all__ = [
+    "FEATURE_FUNCTIONS",
+    "OPINION_SUMMARY",
     "TOKEN_WEIGHTINGS",
     "BradleyTerry",
     "Calibrated",
     "CandidateScores",
     "Cycle",
     "Cyclicity",
+    "DecompositionBound",
+    "DomainFeatures",
+    "DomainReward",
     "Ensemble",
+    "FeatureRewardModel",
+    "FeedforwardReward",
     "GeneralPreference",
     "HeldOut",
     "IdealPoints",
+    "InferredContext",
     "Leaderboard",
+    "MarginalPreference",
     "Mixture",
     "NamedComparisons",
     "NetworkModel",
@@ -70,16 +92,20 @@ __all__ = [
     "Standing",
     "StrengthModel",
     "Thurstone",
+    "aggregate",
     "angle_logits",
     "block_embeddings",
     "candidate_scores",
     "check_mixture",
     "choose_prototypes",
     "cyclicity",
+    "decomposition_bound",
     "distance_score",
     "divergence_span",
+    "domain_features",
     "duality_gap",
     "embeddings_from_scores",
+    "feedforward_scores",
     "fit_temperature",
     "gate",
     "gpm_loss",
@@ -88,9 +114,11 @@ __all__ = [
     "gpm_soft_label_loss",
     "gpm_soft_regression_loss",
     "hinge_loss",
+    "infer_context",
     "learned_temperature",
     "load_preference_model",
     "logistic_loss",
+    "marginal_preference",
     "mix_ideal_points",
     "mixture_weights",
     "multiplicative_weights_step",
@@ -107,4 +135,6 @@ __all__ = [
     "token_weights",
     "training_pair",
     "user_weights",
+    "vote_strength",
+    "with_contexts",
 ]

@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from prefkit.errors import PrefkitError, unknown
 from prefkit.recipes import (
     calibrated_decoding,
+    context_pm,
     curry_dpo,
+    domain_rm,
     dove,
+    flr,
     gpm,
     ift,
     lcpo,
@@ -18,18 +21,23 @@ from prefkit.recipes import (
     pal,
     rationales,
     rdpo,
+    secrets_rm,
     sparsepo,
     spo,
     tpo,
     vpo,
+    worldpm,
 )
 from prefkit.recipes.recipe import Recipe
 
 READY = (
     calibrated_decoding.RECIPE,
+    context_pm.RECIPE,
     curry_dpo.RECIPE,
+    domain_rm.RECIPE,
     dove.RECIPE,
     gpm.RECIPE,
+    flr.RECIPE,
     ift.RECIPE,
     lcpo.RECIPE,
     madpo.RECIPE,
@@ -38,22 +46,21 @@ READY = (
     pal.RECIPE,
     rationales.RECIPE,
     rdpo.RECIPE,
+    secrets_rm.RECIPE,
     sparsepo.RECIPE,
     spo.RECIPE,
     tpo.RECIPE,
     vpo.RECIPE,
+    worldpm.RECIPE,
 )
 
 PLANNED = (
     Recipe("apo", "Momentum for iterated preference optimisation", 2024, "arXiv 2410.06293"),
     Recipe("ches", "Likelihood displacement in DPO, and a score that predicts it", 2024, "arXiv 2410.08847"),
-    Recipe("context-pm", "Preference models that read the context of a judgement", 2024, "arXiv 2407.14916"),
     Recipe("diffusion-dpo", "DPO for diffusion models, on denoising errors", 2023, "arXiv 2311.12908"),
     Recipe("diffusion-dro", "Ranking expert images above a diffusion model's own", 2025, "arXiv 2510.18353"),
     Recipe("dissecting", "Which properties of a response people and models prefer", 2024, "arXiv 2402.11296"),
-    Recipe("domain-rm", "Reward models over expert features of a domain", 2024, "arXiv 2402.15473"),
     Recipe("ear", "Conversational recommendation that asks, suggests and reflects", 2020, "arXiv 2002.09102"),
-    Recipe("flr", "Likelihood of a user's follow-up as reward", 2024, "arXiv 2409.13948"),
     Recipe("gream", "Recommendation by generative reasoning over item codes", 2025, "arXiv 2510.20815"),
     Recipe("inpo", "Diffusion preference optimisation along inverted trajectories", 2025, "arXiv 2503.18454"),
     Recipe("mcts-dpo", "Step-wise preferences from tree search, learned in rounds", 2024, "arXiv 2405.00451"),
@@ -65,7 +72,6 @@ PLANNED = (
     Recipe("regret", "People compare regret rather than return", 2022, "arXiv 2206.02231"),
     Recipe("rps", "Inference over neighbouring preference directions", 2025, "arXiv 2510.20498"),
     Recipe("rso", "Pairs by rejection sampling from the optimal policy", 2023, "arXiv 2309.06657"),
-    Recipe("secrets-rm", "Reward models from noisy and shifting preferences", 2024, "arXiv 2401.06080"),
     Recipe("self-npo", "A negative diffusion model made without data", 2025, "arXiv 2505.11777"),
     Recipe("selfie", "Preference data that a model spreads from a few labels", 2024, "arXiv 2406.04412"),
     Recipe("smpo-diffusion", "Smoothed labels for diffusion preference optimisation", 2025, "arXiv 2506.02698"),
@@ -74,7 +80,6 @@ PLANNED = (
     Recipe("upo", "Self-training that trusts pairs by their uncertainty", 2024, "arXiv 2409.11212"),
     Recipe("user-simulator", "Simulated users aligned with recorded behaviour", 2025, "arXiv 2508.18142"),
     Recipe("value-drifts", "How values move in the course of post-training", 2025, "arXiv 2510.26707"),
-    Recipe("worldpm", "Preference modelling at scale from public forums", 2025, "arXiv 2505.10527"),
 )
 
 RECIPES: Mapping[str, Recipe] = {recipe.slug: recipe for recipe in sorted(READY + PLANNED, key=lambda r: r.slug)}

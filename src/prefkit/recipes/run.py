@@ -15,9 +15,11 @@ from pydantic import Field, field_validator, model_validator
 from prefkit.assets import comparisons_path
 from prefkit.comparisons import (
     Comparison,
+    ContextOptions,
     Pair,
     Ranking,
     RecordError,
+    WithContexts,
     WithSteps,
     load_comparisons,
     pairs,
@@ -64,6 +66,7 @@ class DataOptions(Options):
     split: str | None = Field(None, description="split of a data set")
     limit: int | None = Field(None, ge=1, description="read at most so many comparisons")
     evaluation: str | list[str] | None = Field(None, description="held-out comparisons, read in the same way")
+    contexts: ContextOptions | None = Field(None, description="tell the model the context of each comparison")
     steps: str | None = Field(None, description="regular expression that each step of a response begins with")
     held_out: float = Field(0.0, ge=0, lt=1, description="share of the prompts to hold out, without `evaluation`")
 
@@ -286,7 +289,8 @@ def comparisons(options: DataOptions) -> tuple[Iterable[Comparison], Iterable[Co
             split=options.split,
             limit=options.limit,
         )
-        return loaded if options.steps is None else WithSteps(loaded, options.steps)
+        told = loaded if options.contexts is None else WithContexts(loaded, options.contexts)
+        return told if options.steps is None else WithSteps(told, options.steps)
 
     if options.evaluation is not None and options.held_out:
         raise OptionError("data.evaluation and data.held_out exclude each other: give one")
