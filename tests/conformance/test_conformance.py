@@ -23,6 +23,10 @@ PASSING = {
     "tpo": None,
     "spo": None,
     "sparsepo": None,
+    "ches": None,
+    "dissecting": None,
+    "ranking-accuracy": None,
+    "value-drifts": None,
     "rso": {"sigmoid_norm_loss", "hinge_norm_loss", "hinge_loss", "slic_loss"},
 }
 
