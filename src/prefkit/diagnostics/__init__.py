@@ -102,6 +102,7 @@ from prefkit.diagnostics.ranking import (
     reward_accuracy,
 )
 from prefkit.diagnostics.run_report import run_report
+from prefkit.diagnostics.states import ResponseStates, RowScores, ches_of_comparisons, score_states
 
 __all__ = [
     "BETAS",
@@ -127,6 +128,8 @@ __all__ = [
     "NWayAccuracy",
     "Posterior",
     "PreferenceDissection",
+    "ResponseStates",
+    "RowScores",
     "SingleTokenRates",
     "StanceProbe",
     "ValueGap",
@@ -136,6 +139,7 @@ __all__ = [
     "bootstrap_difference",
     "bootstrap_interval",
     "ches_from_sums",
+    "ches_of_comparisons",
     "ches_score",
     "compare_errors",
     "compare_lengths",
@@ -181,6 +185,7 @@ __all__ = [
     "ranking_wins",
     "reward_accuracy",
     "run_report",
+    "score_states",
     "single_token_rates",
     "split_rhat",
     "stance_probabilities",

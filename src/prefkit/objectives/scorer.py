@@ -29,7 +29,9 @@ Inputs = Mapping[str, Tensor]
 processes."""
 
 
-SCORED = frozenset({"tokens", "states", "layers", "token_kl", "temporal_residual", "steps", "joint", "rewards"})
+SCORED = frozenset(
+    {"tokens", "states", "predictors", "layers", "token_kl", "temporal_residual", "steps", "joint", "rewards"}
+)
 """What objectives need that only a scorer can give; see `Objective.needs`."""
 
 

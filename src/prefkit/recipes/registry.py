@@ -7,46 +7,52 @@ from collections.abc import Mapping
 from prefkit.errors import PrefkitError, unknown
 from prefkit.recipes import (
     calibrated_decoding,
+    ches,
     curry_dpo,
+    dissecting,
     dove,
     ift,
     lcpo,
     madpo,
     mapl,
     osp,
+    ranking_accuracy,
     rationales,
     rdpo,
     sparsepo,
     spo,
     tpo,
+    value_drifts,
     vpo,
 )
 from prefkit.recipes.recipe import Recipe
 
 READY = (
     calibrated_decoding.RECIPE,
+    ches.RECIPE,
     curry_dpo.RECIPE,
+    dissecting.RECIPE,
     dove.RECIPE,
     ift.RECIPE,
     lcpo.RECIPE,
     madpo.RECIPE,
     mapl.RECIPE,
     osp.RECIPE,
+    ranking_accuracy.RECIPE,
     rationales.RECIPE,
     rdpo.RECIPE,
     sparsepo.RECIPE,
     spo.RECIPE,
     tpo.RECIPE,
+    value_drifts.RECIPE,
     vpo.RECIPE,
 )
 
 PLANNED = (
     Recipe("apo", "Momentum for iterated preference optimisation", 2024, "arXiv 2410.06293"),
-    Recipe("ches", "Likelihood displacement in DPO, and a score that predicts it", 2024, "arXiv 2410.08847"),
     Recipe("context-pm", "Preference models that read the context of a judgement", 2024, "arXiv 2407.14916"),
     Recipe("diffusion-dpo", "DPO for diffusion models, on denoising errors", 2023, "arXiv 2311.12908"),
     Recipe("diffusion-dro", "Ranking expert images above a diffusion model's own", 2025, "arXiv 2510.18353"),
-    Recipe("dissecting", "Which properties of a response people and models prefer", 2024, "arXiv 2402.11296"),
     Recipe("domain-rm", "Reward models over expert features of a domain", 2024, "arXiv 2402.15473"),
     Recipe("ear", "Conversational recommendation that asks, suggests and reflects", 2020, "arXiv 2002.09102"),
     Recipe("flr", "Likelihood of a user's follow-up as reward", 2024, "arXiv 2409.13948"),
@@ -59,7 +65,6 @@ PLANNED = (
     Recipe("pal", "Ideal points for people who disagree", 2024, "arXiv 2406.08469"),
     Recipe("prefpaint", "Inpainting aligned with a reward, amplified where it is certain", 2024, "arXiv 2410.21966"),
     Recipe("pro", "Weights of several objectives chosen from the prompt", 2025, "arXiv 2511.10656"),
-    Recipe("ranking-accuracy", "How well aligned models rank what they were aligned on", 2024, "arXiv 2405.19534"),
     Recipe("regret", "People compare regret rather than return", 2022, "arXiv 2206.02231"),
     Recipe("rps", "Inference over neighbouring preference directions", 2025, "arXiv 2510.20498"),
     Recipe("rso", "Pairs by rejection sampling from the optimal policy", 2023, "arXiv 2309.06657"),
@@ -71,7 +76,6 @@ PLANNED = (
     Recipe("unpacking", "What matters in DPO and PPO: data, reward model, prompts", 2024, "arXiv 2406.09279"),
     Recipe("upo", "Self-training that trusts pairs by their uncertainty", 2024, "arXiv 2409.11212"),
     Recipe("user-simulator", "Simulated users aligned with recorded behaviour", 2025, "arXiv 2508.18142"),
-    Recipe("value-drifts", "How values move in the course of post-training", 2025, "arXiv 2510.26707"),
     Recipe("worldpm", "Preference modelling at scale from public forums", 2025, "arXiv 2505.10527"),
 )
 
