@@ -64,7 +64,7 @@ def test_what_cannot_be_encoded_is_set_aside_or_named(scorer: LanguageScorer) ->
 
 
 def test_bad_input_is_explained(scorer: LanguageScorer, comparisons: list[Comparison]) -> None:
-    with pytest.raises(PrefkitError, match="call scorer.provide"):
+    with pytest.raises(PrefkitError, match=r"call scorer\.provide"):
         next(iter(score_states(scorer, [scorer.encode(comparisons[0])])))
     with pytest.raises(OptionError, match="batch_size must be at least 1"):
         next(iter(ches_of_comparisons(scorer, comparisons, batch_size=0)))

@@ -72,7 +72,7 @@ def run_report(
     if after is not None:
         parts = [after.table("Held-out comparisons") if before is None else before_after(before, after)]
         report.section("Held-out comparisons", _EVALUATED, *parts, *_distributions(before, after))
-    if drawn := [plot for panel, lines in PANELS.items() if (plot := _panel(panel, lines, metrics))]:
+    if drawn := training_plots(metrics):
         report.section("Training", _TRAINED, *drawn)
     if samples:
         rows = [[sample["prompt"], sample["before"], sample["after"]] for sample in samples]
@@ -127,6 +127,11 @@ def _distributions(before: Evaluation | None, after: Evaluation) -> list[Plot]:
         changes = {side: after.figures[f"{side}_logp_change"] for side in ("chosen", "rejected")}
         plots.append(histogram(changes, title="Change of log-probability against the reference", x="nats"))
     return plots
+
+
+def training_plots(metrics: Metrics) -> list[Plot]:
+    """The curves of a run, chosen and rejected apart; of `PANELS` those that were logged."""
+    return [plot for panel, lines in PANELS.items() if (plot := _panel(panel, lines, metrics))]
 
 
 def _panel(title: str, lines: Mapping[str, str], metrics: Metrics) -> Plot | None:
