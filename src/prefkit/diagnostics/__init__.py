@@ -10,6 +10,9 @@ from prefkit.diagnostics.accuracy import (
     win_rate,
     wins,
 )
+from prefkit.diagnostics.advice import RULES, Advice, Evidence, Rule, advice_table, advise, rules_table
+from prefkit.diagnostics.audit import DataFindings, ModelFindings, audit_data, audit_model
+from prefkit.diagnostics.audit_report import audit_report
 from prefkit.diagnostics.correlation import CalibrationFigures, Correlations, correlations, evaluate_calibration
 from prefkit.diagnostics.displacement import (
     Displacement,
@@ -64,6 +67,7 @@ from prefkit.diagnostics.intervals import (
     mean_interval,
     wilson_interval,
 )
+from prefkit.diagnostics.label_noise import LabelNoise, estimate_label_noise
 from prefkit.diagnostics.posterior import (
     Posterior,
     exact_posterior,
@@ -103,38 +107,68 @@ from prefkit.diagnostics.ranking import (
 )
 from prefkit.diagnostics.run_report import run_report
 from prefkit.diagnostics.states import ResponseStates, RowScores, ches_of_comparisons, score_states
+from prefkit.diagnostics.style import StyleCounts, count_style, word_overlap
+from prefkit.diagnostics.votes import (
+    Cycles,
+    Groups,
+    Reliability,
+    Votes,
+    VoteTable,
+    annotator_groups,
+    cycles,
+    reliability,
+)
 
 __all__ = [
     "BETAS",
     "CATEGORIES",
     "LABELS",
     "PROPERTIES",
+    "RULES",
     "SCENARIOS",
     "STANCES",
     "Accuracy",
+    "Advice",
     "CalibrationFigures",
     "Correlations",
+    "Cycles",
+    "DataFindings",
     "Degree",
     "Difficulty",
     "Displacement",
     "Evaluation",
+    "Evidence",
     "Flips",
+    "Groups",
     "Idealized",
     "IdealizedRange",
     "Interval",
     "IpoCondition",
+    "LabelNoise",
     "Manipulation",
+    "ModelFindings",
     "MultiTokenRate",
     "NWayAccuracy",
     "Posterior",
     "PreferenceDissection",
+    "Reliability",
     "ResponseStates",
     "RowScores",
+    "Rule",
     "SingleTokenRates",
     "StanceProbe",
+    "StyleCounts",
     "ValueGap",
     "ValueTrajectory",
     "ValueVector",
+    "VoteTable",
+    "Votes",
+    "advice_table",
+    "advise",
+    "annotator_groups",
+    "audit_data",
+    "audit_model",
+    "audit_report",
     "before_after",
     "bootstrap_difference",
     "bootstrap_interval",
@@ -146,10 +180,13 @@ __all__ = [
     "compare_likert",
     "compare_query_specific",
     "correlations",
+    "count_style",
+    "cycles",
     "degree_of_preference",
     "difficulty",
     "displacement_report",
     "drift_magnitude",
+    "estimate_label_noise",
     "evaluate",
     "evaluate_calibration",
     "exact_posterior",
@@ -183,7 +220,9 @@ __all__ = [
     "ranking_accuracy_nway",
     "ranking_accuracy_with_ties",
     "ranking_wins",
+    "reliability",
     "reward_accuracy",
+    "rules_table",
     "run_report",
     "score_states",
     "single_token_rates",
@@ -198,4 +237,5 @@ __all__ = [
     "wilson_interval",
     "win_rate",
     "wins",
+    "word_overlap",
 ]

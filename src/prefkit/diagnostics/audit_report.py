@@ -166,7 +166,7 @@ def _noise(report: Report, data: DataFindings, model: ModelFindings | None) -> N
         "Label noise",
         " ".join(
             [
-                "Wrong labels bound what can be learned and make plain DPO contradict itself: above a share of about 0.1 "
+                "Wrong labels bound what can be learned and make plain DPO contradict itself: above a share of 0.1 "
                 "take a loss that knows of it (rdpo with flip_rate, or lcpo), and look at the suspect rows first.",
                 *reasons,
             ]

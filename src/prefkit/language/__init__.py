@@ -15,6 +15,7 @@ from prefkit.language.reward import RewardScorer, annotate, load_reward
 from prefkit.language.sampling import sample, sampled_kl
 from prefkit.language.scorer import LanguageScorer, PackedScorer, Precision
 from prefkit.language.sequences import SequenceLogps, sequence_logps
+from prefkit.language.stance import stance_judge
 
 __all__ = [
     "BUILTIN",
@@ -40,6 +41,7 @@ __all__ = [
     "sample",
     "sampled_kl",
     "sequence_logps",
+    "stance_judge",
     "token_logps",
     "truncated_lengths",
 ]
