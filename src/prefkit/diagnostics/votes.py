@@ -272,13 +272,13 @@ LEAST_ANNOTATORS, LEAST_SHARED = 4, 20
 def annotator_groups(table: VoteTable, *, most: int = 3, generator: np.random.Generator | None = None) -> Groups:
     """Groups of annotators that agree among themselves and not with the others (prototypes).
 
-    Each group has its own answer to each pair; annotators belong to the group whose answers theirs are most like. A
-    fifth of the judgements is held out, and groups count as found only if they predict it better than one common
-    answer, with 95% confidence.
+    Each group has its own answer to each pair; annotators belong to the group whose answers theirs are most like.
+    Groups count as found only if they predict judgements that were held out better than one common answer, with 95%
+    confidence.
 
     Args:
         table: judgements.
-        most: number of groups to try.
+        most: number of groups to try, at least 2.
         generator: which judgements are held out, and starts; a fresh one seeded with 0 by default.
 
     Raises:
@@ -293,35 +293,20 @@ def annotator_groups(table: VoteTable, *, most: int = 3, generator: np.random.Ge
             f"others judged too; {len(people)} have them"
         )
     _, item = np.unique(used.item, return_inverse=True)
-    held_out = generator.random(len(used)) < 0.2
+    part = generator.permutation(len(used)) % _PARTS
     vote = np.where(used.first, 1.0, 0.0)
     scores, memberships = {}, {}
     for count in range(1, most + 1):
-        best = (-np.inf, np.zeros(0), np.zeros(0, dtype=np.int64))
-        for start in _starts(item, owner, vote, ~held_out, count, generator):
-            member = _assign(item, owner, vote, ~held_out, count, start)
-            inside = _predict(item, owner, vote, ~held_out, member, count, leave_one_out=True)[~held_out].sum()
-            if inside > best[0]:
-                best = (inside, _predict(item, owner, vote, ~held_out, member, count)[held_out], member)
-        scores[count], memberships[count] = best[1], best[2]
-    chosen, gain = 1, Interval(0.0, 0.0, 0.0, int(held_out.sum()))
+        scores[count] = np.empty(len(used))
+        for fold in range(_PARTS):
+            out = part == fold
+            member = _fitted(item, owner, vote, ~out, count, generator)
+            scores[count][out] = _predict(item, owner, vote, ~out, member, count)[out]
+        memberships[count] = _fitted(item, owner, vote, np.ones(len(used), dtype=bool), count, generator)
+    chosen, gain = 1, _gain(scores[2] - scores[1])
     for count in range(2, most + 1):
-        if len(np.unique(memberships[count])) < count:
-            continue
-        difference = scores[count] - scores[chosen]
-        half = 1.96 * float(difference.std(ddof=1)) / np.sqrt(len(difference))
-        mean = float(difference.mean())
-        if mean - half > 0:
-            over_one = scores[count] - scores[1]
-            half = 1.96 * float(over_one.std(ddof=1)) / np.sqrt(len(over_one))
-            chosen, gain = (
-                count,
-                Interval(
-                    float(over_one.mean()), float(over_one.mean()) - half, float(over_one.mean()) + half, len(over_one)
-                ),
-            )
-        elif chosen == 1:
-            gain = Interval(mean, mean - half, mean + half, len(difference))
+        if len(np.unique(memberships[count])) == count and _gain(scores[count] - scores[chosen]).low > 0:
+            chosen, gain = count, _gain(scores[count] - scores[1])
     member = memberships[chosen] if chosen > 1 else np.zeros(len(people), dtype=np.int64)
     members = tuple(tuple(used.names[people[i]] for i in np.flatnonzero(member == group)) for group in range(chosen))
     return Groups(
@@ -332,6 +317,30 @@ def annotator_groups(table: VoteTable, *, most: int = 3, generator: np.random.Ge
         _agreement(item * chosen + member[owner], vote),
         len(people),
     )
+
+
+_PARTS = 5
+"""Each judgement is predicted once from those of the other parts."""
+
+
+def _gain(difference: Values) -> Interval:
+    half = 1.96 * float(difference.std(ddof=1)) / math.sqrt(len(difference))
+    mean = float(difference.mean())
+    return Interval(mean, mean - half, mean + half, len(difference))
+
+
+def _fitted(
+    item: Indices,
+    owner: Indices,
+    vote: Values,
+    seen: NDArray[np.bool_],
+    count: int,
+    generator: np.random.Generator,
+) -> Indices:
+    """The group of each annotator that explains the judgements best, over all starts."""
+    found = [_assign(item, owner, vote, seen, count, one) for one in _starts(item, owner, vote, seen, count, generator)]
+    fits = [_predict(item, owner, vote, seen, one, count, leave_one_out=True)[seen].sum() for one in found]
+    return found[int(np.argmax(fits))]
 
 
 def _shared_votes(table: VoteTable) -> VoteTable:
