@@ -7,6 +7,7 @@ nearly equal responses is uncertain without being wrong, so noise is what is lef
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -56,7 +57,7 @@ def estimate_label_noise(
     its scale. Only labels against a sure prediction tell e from mere indifference.
 
     Args:
-        features: `[pairs, d]`, features of the chosen response less those of the rejected one.
+        features: `[pairs, d]`, features of the chosen response less those of the rejected one, on comparable scales.
         groups: `[pairs]`, who or what each label comes from.
         folds: the predictor of each part is fitted to the others, at least 2.
         generator: which rows are in which fold; a fresh one seeded with 0 by default.
@@ -89,19 +90,30 @@ def estimate_label_noise(
 
 
 def held_out_margins(features: Values, folds: int, generator: np.random.Generator) -> Values:
-    """The margin of each pair by a ridge-penalised logistic regression on the other folds, `[pairs]`."""
-    spread = np.sqrt((features**2).mean(0))
-    x = features / np.where(spread > 0, spread, 1.0)
+    """The margin of each pair by a ridge-penalised logistic regression on the other folds, `[pairs]`.
+
+    Directions in which pairs differ more count more. Of the penalties in `RIDGES` that one is taken which predicts the
+    rows held out best.
+    """
+    x = features / (np.sqrt((features**2).mean()) or 1.0)
     part = generator.permutation(len(x)) % folds
-    margins = np.empty(len(x))
-    for fold in range(folds):
-        out = part == fold
-        margins[out] = x[out] @ _logistic(x[~out])
-    return margins
+    best, lowest = np.zeros(len(x)), math.inf
+    for ridge in RIDGES:
+        margins = np.empty(len(x))
+        for fold in range(folds):
+            out = part == fold
+            margins[out] = x[out] @ _logistic(x[~out], ridge)
+        loss = float(np.logaddexp(0.0, -margins).mean())
+        if loss < lowest:
+            best, lowest = margins, loss
+    return best
 
 
-def _logistic(x: Values, ridge: float = 3.0) -> Values:
-    """Weights under which the differences have a positive margin. The penalty is that of a prior on scaled features."""
+RIDGES = (1.0, 10.0, 100.0)
+
+
+def _logistic(x: Values, ridge: float) -> Values:
+    """Weights under which the differences have a positive margin."""
 
     def loss(weights: Values) -> tuple[float, Values]:
         margin = x @ weights

@@ -16,6 +16,20 @@ PANELS: Mapping[str, Mapping[str, str]] = {
     "Loss": {"loss": "training", "eval_loss": "held out"},
     "Reward margin (nats)": {"reward_margin": "training", "eval_reward_margin": "held out"},
     "Reward accuracy": {"reward_accuracy": "training", "eval_reward_accuracy": "held out"},
+    "Ranking accuracy": {"ranking_accuracy": "training", "eval_ranking_accuracy": "held out"},
+    "Pairs that changed sides (share)": {
+        "put_right": "put right, of those ranked wrongly before",
+        "spoilt": "spoilt, of those ranked rightly before",
+        "eval_put_right": "put right, held out",
+        "eval_spoilt": "spoilt, held out",
+    },
+    "Displacement (share of pairs)": {
+        "chosen_fell": "chosen fell",
+        "both_fell": "both fell",
+        "eval_chosen_fell": "chosen fell, held out",
+        "eval_both_fell": "both fell, held out",
+    },
+    "Length (tokens)": {"chosen_length": "chosen", "rejected_length": "rejected"},
     "Log-probability change (nats)": {
         "chosen_logp_change": "chosen",
         "rejected_logp_change": "rejected",
