@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
 
@@ -22,6 +22,7 @@ from prefkit.comparisons import Comparison, Health, Label, Pair, StepLabels, che
 from prefkit.diagnostics.displacement import Displacement, ches_from_sums, displacement_report, normalized_edit_distance
 from prefkit.diagnostics.label_noise import LabelNoise, estimate_label_noise
 from prefkit.diagnostics.ranking import (
+    BETAS,
     Difficulty,
     Flips,
     IdealizedRange,
@@ -63,7 +64,7 @@ PROJECTED = 64
 
 _BINS = 20
 _KEPT_STRENGTHS = 100_000
-_PREVIEW = 160
+_PREVIEW = 110
 
 
 @dataclass
@@ -158,10 +159,10 @@ class ModelFindings:
         """Of each pair, before training."""
         return difficulty(self.before[0], self.before[1], beta=self.beta)
 
-    def ideal(self, *, length_normalize: bool = False) -> IdealizedRange:
-        """Ranking accuracy of the optimum, over the paper's grid of beta."""
+    def ideal(self, *, length_normalize: bool = False, betas: Sequence[float] = BETAS) -> IdealizedRange:
+        """Ranking accuracy of the optimum, over the paper's grid of beta or another."""
         sides = self.before[0], self.before[1], self.alpha, self.lengths[0], self.lengths[1]
-        return idealized_ranking_accuracy(*sides, length_normalize=length_normalize)
+        return idealized_ranking_accuracy(*sides, length_normalize=length_normalize, betas=betas)
 
     def accuracies(self) -> dict[str, Tensor]:
         """1 or 0 for each pair, by what is asked of which model."""
@@ -434,9 +435,14 @@ def _leading(features: Values, most: int) -> Values:
     return led
 
 
+def _short(text: str) -> str:
+    words = " ".join(text.split())
+    return words if len(words) <= _PREVIEW else f"{words[:_PREVIEW]} …"
+
+
 def _place(row: int, comparison: Comparison, pair: Pair) -> ScoredPair:
-    chosen, rejected = (plain_text(comparison.responses[side]) for side in (pair.chosen, pair.rejected))
-    preview = f"{chosen[:_PREVIEW]}\n— against —\n{rejected[:_PREVIEW]}"
+    chosen, rejected = (_short(plain_text(comparison.responses[side])) for side in (pair.chosen, pair.rejected))
+    preview = f"{chosen}\n— against —\n{rejected}"
     return ScoredPair(row, comparison.source, comparison.line, comparison.annotator, preview)
 
 

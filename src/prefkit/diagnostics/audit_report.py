@@ -18,8 +18,8 @@ from prefkit.diagnostics.run_report import training_plots
 from prefkit.diagnostics.votes import Reliability
 from prefkit.report import Plot, Report, Table, bars, histogram
 
-SHOWN = 15
-"""Rows of a list that the page shows."""
+SHOWN, SHOWN_TEXTS = 15, 6
+"""Rows of a list that the page shows, and of one with texts."""
 
 
 def audit_report(
@@ -109,7 +109,11 @@ def _style(report: Report, data: DataFindings) -> None:
     )
     first = data.health.first_wins
     position = Interval(first.value, *first.interval, first.total) if first.total else None
-    position_table = Table(["what", "value"], [["the response listed first wins", position]], "Position")
+    position_table = Table(
+        ["what", "value"],
+        [["the response listed first wins (always, where files list the chosen one first)", position]],
+        "Position",
+    )
     shown: list[Table | Plot] = [table, position_table]
     if biases:
         winners = {name: biases[name].wins for name in order}
@@ -180,7 +184,7 @@ def _worst(item: tuple[str, tuple[float, int]]) -> float:
 
 
 def _suspects(model: ModelFindings, noise: LabelNoise) -> list[Table]:
-    order = np.argsort(noise.confidence, kind="stable")[:SHOWN]
+    order = np.argsort(noise.confidence, kind="stable")[:SHOWN_TEXTS]
     rows = [
         [model.pairs[i].source, model.pairs[i].line, float(noise.confidence[i]), model.pairs[i].preview]
         for i in order.tolist()
@@ -276,7 +280,7 @@ def _alike(report: Report, data: DataFindings, model: ModelFindings | None) -> N
             risk = wilson_interval(int(model.at_risk.sum()), len(model.at_risk))
             rows.append([f"pairs at risk of displacement (token similarity at least {NEAR})", risk])
         rows.append(["median CHES a token", float(np.median(model.ln_ches))])
-        order = np.argsort(-model.ln_ches, kind="stable")[:SHOWN].tolist()
+        order = np.argsort(-model.ln_ches, kind="stable")[:SHOWN_TEXTS].tolist()
         table = [
             [model.pairs[i].source, model.pairs[i].line, float(model.ln_ches[i]), float(model.ches[i]),
              float(model.similarity[i]), model.pairs[i].preview]

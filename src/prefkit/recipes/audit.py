@@ -40,8 +40,8 @@ from prefkit.recipes.run import comparisons as read_comparisons
 from prefkit.report import Report
 from prefkit.training import Run
 
-_CHECKED = 200
-"""Comparisons by which it is told whether a run is of these data."""
+_CHECKED, _READ = 200, 20_000
+"""Responses that are looked for in the run's data, and comparisons that they are looked for in."""
 
 
 class AuditOptions(Options):
@@ -155,23 +155,34 @@ def _load(options: ModelOptions, encoding: EncodingOptions) -> LanguageScorer:
 
 
 def _check_run(run: Run, comparisons: Comparisons) -> None:
-    """Refuse a run of another data set.
+    """Refuse a run of another data set; one of a part of the data, or of more, is welcome.
 
     Raises:
         PrefkitError: it is one, or the run's data cannot be read any more.
     """
-    own, _ = read_comparisons(DataOptions.parse(run.config["data"], "data"))
-    known = {key for comparison in own for key in _keys(comparison)}
-    seen = [key in known for comparison in islice(comparisons, _CHECKED) for key in _keys(comparison)]
-    if seen and sum(seen) < 0.5 * len(seen):
+    named = run.config["data"]["path"]
+    try:
+        own, _ = read_comparisons(DataOptions.parse(run.config["data"], "data"))
+        trained_on = _responses(own)
+    except PrefkitError as error:
+        raise PrefkitError(f"{run.folder} cannot be held against its data any more: {error}") from error
+    given = _responses(comparisons)
+    shared = max(_share(given, set(trained_on)), _share(trained_on, set(given)))
+    if shared < 0.5:
         raise PrefkitError(
-            f"{run.folder} was trained on other data ({run.config['data']['path']}): {sum(seen)} of the first "
-            f"{len(seen)} responses of {comparisons.source} are in them. Audit the file that the run was trained on"
+            f"{run.folder} was trained on other data ({named}): {shared:.0%} of the first {_CHECKED} responses "
+            f"are also in {comparisons.source}. Audit the file that the run was trained on"
         )
 
 
-def _keys(comparison: Comparison) -> Iterable[int]:
-    return [hash(text_key(response)) for response in comparison.responses]
+def _responses(comparisons: Iterable[Comparison]) -> list[int]:
+    """Hashes of the responses at the beginning of a file."""
+    return [hash(text_key(text)) for comparison in islice(comparisons, _READ) for text in comparison.responses]
+
+
+def _share(responses: list[int], known: set[int]) -> float:
+    first = responses[:_CHECKED]
+    return sum(response in known for response in first) / len(first) if first else 1.0
 
 
 def value_drift(options: AuditOptions, models: ModelOptions, encoding: EncodingOptions) -> list[ValueTrajectory]:
