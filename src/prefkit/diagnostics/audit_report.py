@@ -321,8 +321,9 @@ def _hard(report: Report, model: ModelFindings) -> None:
 def _ranked(report: Report, model: ModelFindings) -> None:
     shown: dict[str, Interval | float] = {name: _mean(values.numpy()) for name, values in model.accuracies().items()}
     for name, per_token in (("", False), (" a token", True)):
+        shown[f"ideal{name} at beta {model.beta}"] = model.ideal(length_normalize=per_token, betas=(model.beta,)).median
         ideal = model.ideal(length_normalize=per_token)
-        shown[f"ideal{name} (median of five beta)"] = Interval(
+        shown[f"ideal{name}, median of five beta"] = Interval(
             ideal.median, ideal.lowest, ideal.highest, len(model.pairs)
         )
     report.section(

@@ -28,7 +28,7 @@ VOCABULARY, DIM, STEPS = 40, 16, 300
 BETA, LEARNING_RATE = 0.1, 0.02
 SAMPLES, WORDS, WIDTH = 400, 30, 24
 ANISOTROPY = 0.5
-"""Norm of the mean state in units of sqrt(width). The effect depends on it: at 4 there is none."""
+"""Norm of the mean state in units of sqrt(width). The effect depends on it: at 2 little of it is left."""
 
 CHOSEN, REJECTED, OPPOSITE = 0, 1, 2
 
