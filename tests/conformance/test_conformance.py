@@ -30,6 +30,10 @@ PASSING = {
     "context-pm": None,
     "domain-rm": None,
     "flr": None,
+    "ches": None,
+    "dissecting": None,
+    "ranking-accuracy": None,
+    "value-drifts": None,
     "rso": {"sigmoid_norm_loss", "hinge_norm_loss", "hinge_loss", "slic_loss"},
 }
 

@@ -330,6 +330,27 @@ def test_states_of_tokens_are_those_of_separate_passes(style: str) -> None:
     torch.testing.assert_close(scores.tokens.states, torch.cat(expected), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("style", ["llama", "gpt2", "gemma3", "mamba"])
+def test_states_that_predict_tokens_are_those_of_separate_passes(style: str) -> None:
+    """From the last prompt token to the last but one of the response, by a pass that scores as before."""
+    model = build(style)
+    groups = some_groups()
+    expected = []
+    for prompt, responses in groups:
+        for response in responses:
+            ids = torch.tensor([prompt + response])
+            states = model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states[-1]
+            expected.append(states[0, len(prompt) - 1 : -1])
+    scorer = LanguageScorer(model, words())
+    plain = scorer(pack(groups))
+    scorer.provide(frozenset({"tokens", "predictors"}))
+    scores = scorer(pack(groups))
+    assert scores.tokens is not None
+    assert scores.tokens.predictors is not None
+    torch.testing.assert_close(scores.policy_logps, plain.policy_logps, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(scores.tokens.predictors, torch.cat(expected), rtol=1e-4, atol=1e-4)
+
+
 def test_a_need_that_text_has_no_answer_to_is_refused() -> None:
     with pytest.raises(OptionError, match="no denoising"):
         LanguageScorer(build("llama"), words()).provide(frozenset({"denoising"}))

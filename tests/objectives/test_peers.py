@@ -90,6 +90,7 @@ def by_hand(s: PairScores, beta: float) -> dict[str, Tensor]:
         "wpo": -F.logsigmoid(beta * h) * torch.exp(pc / nc) * torch.exp(pr / nr),
         "ld_dpo": -F.logsigmoid(beta * desensitised(s, 0.5)),
         "length_dpo": -F.logsigmoid(beta * h + 0.01 * (nc - nr)),
+        "dpo_gamma": -F.logsigmoid(beta * ((pc - pr) - 0.1 * (rc - rr))),
     }
 
 

@@ -8,6 +8,7 @@ import sys
 import typer
 from rich.console import Console
 
+from prefkit.cli.audit import advise, audit
 from prefkit.cli.compare import compare
 from prefkit.cli.data import data
 from prefkit.cli.demo import demo
@@ -27,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for command in (demo, train, compare, evaluate, score, leaderboard, recipes, reproduce, scaling):
+for command in (demo, train, compare, evaluate, score, leaderboard, recipes, reproduce, scaling, audit, advise):
     app.command()(command)
 data.command()(strength)
 data.command()(mine)

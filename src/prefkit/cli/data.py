@@ -88,8 +88,8 @@ def check(
     Rows and bad rows by line and reason, duplicates, identical pairs, conflicting labels, ties, length and position
     bias.
     """
-    comparisons = _load(file, format, columns, option, split, limit)
-    with _progress("checking") as advance:
+    comparisons = load(file, format, columns, option, split, limit)
+    with counter("checking") as advance:
         health = check_comparisons(comparisons, advance)
     if as_json:
         typer.echo(json.dumps(health.as_dict(), indent=2))
@@ -133,9 +133,9 @@ def convert(
     applies = {Target.TRL_PREFERENCE: {"strategy", "min_margin"}, Target.TRL_UNPAIRED: {"threshold"}}.get(to, set())
     if strange := sorted(set(how) - applies):
         raise OptionError(f"--{strange[0].replace('_', '-')} does not apply to --to {to.value}")
-    comparisons = _load(file, format, columns, option, split, limit)
+    comparisons = load(file, format, columns, option, split, limit)
     _refuse_overwriting(file, output)
-    with _progress("converting") as advance:
+    with counter("converting") as advance:
         rows = write_comparisons(_counted(comparisons, advance), output, to.value, **how)
     typer.echo(f"{output}: {rows} rows ({comparisons.format} to {to.value})")
     _report_skipped(comparisons.skipped, output.with_name(output.name + ".skipped.jsonl"))
@@ -165,13 +165,13 @@ def split_file(
     The part of a prompt is decided by a hash of its text and the seed, whatever else is in the file.
     """
     shares = {name: _share(name, value) for name, value in _assignments(parts.split(","), "--parts").items()}
-    comparisons = _load(file, format, columns, option, split, limit)
+    comparisons = load(file, format, columns, option, split, limit)
     output.mkdir(parents=True, exist_ok=True)
     paths = {name: output / f"{name}.jsonl" for name in shares}
     for path in paths.values():
         _refuse_overwriting(file, path)
     counts = dict.fromkeys(shares, 0)
-    with _progress("splitting") as advance, ExitStack() as stack:
+    with counter("splitting") as advance, ExitStack() as stack:
         part_of = assign_parts(_counted(comparisons, advance), shares, seed=seed, by=by.value)
         files = {name: stack.enter_context(path.open("w", encoding="utf-8")) for name, path in paths.items()}
         for comparison in _counted(comparisons, advance):
@@ -197,7 +197,7 @@ def show(
     split: SplitName = None,
 ) -> None:
     """Show the first comparisons, as they are understood."""
-    comparisons = _load(file, format, columns, option, split, count)
+    comparisons = load(file, format, columns, option, split, count)
     console = Console()
     found = list(comparisons)
     for comparison in found:
@@ -211,7 +211,7 @@ def show(
 # --- arguments
 
 
-def _load(
+def load(
     file: str,
     format: str | None,
     columns: list[str] | None,
@@ -219,6 +219,7 @@ def _load(
     split: str | None,
     limit: int | None,
 ) -> Comparisons:
+    """Comparisons by the options of a command."""
     return load_comparisons(
         file,
         format=format,
@@ -260,7 +261,7 @@ def _refuse_overwriting(file: str, output: Path) -> None:
 
 
 @contextmanager
-def _progress(what: str) -> Iterator[Callable[[], None]]:
+def counter(what: str) -> Iterator[Callable[[], None]]:
     """A counter on standard error, shown on terminals only."""
     console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description} {task.completed:,.0f}"), TimeElapsedColumn())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from itertools import islice
 from typing import Any, NamedTuple, TypeAlias
@@ -19,6 +18,7 @@ from prefkit.comparisons import Comparison, Pair, pairs
 from prefkit.comparisons.pairing import Strategy
 from prefkit.diagnostics.accuracy import LABELS, Values, pair_figures, summarise
 from prefkit.diagnostics.intervals import Interval, bootstrap_difference
+from prefkit.diagnostics.states import evaluating
 from prefkit.errors import OptionError, PrefkitError, RecordError
 from prefkit.objectives import Encoded, PairScores, ResponseScores, Scorer, Targets, score_all
 from prefkit.report import Table
@@ -138,7 +138,7 @@ def evaluate(
     prompts: list[int] = []
     known: dict[int, int] = {}
     responses = 0
-    with _evaluation_mode(scorer):
+    with evaluating(scorer):
         while batch := list(islice(entries, batch_size)):
             parts.append(_score(scorer, batch, reference))
             for comparison, found, _ in batch:
@@ -252,17 +252,3 @@ def _pair_scores(parts: list[ResponseScores], index: list[tuple[int, int]]) -> P
     scores = Targets("pairs", torch.tensor(index), torch.arange(len(index))).view(flat)
     assert isinstance(scores, PairScores)
     return scores
-
-
-@contextmanager
-def _evaluation_mode(scorer: Scorer) -> Iterator[None]:
-    """Without dropout, and back as it was."""
-    if not isinstance(scorer, torch.nn.Module):
-        yield
-        return
-    training = scorer.training
-    scorer.eval()
-    try:
-        yield
-    finally:
-        scorer.train(training)

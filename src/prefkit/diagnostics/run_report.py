@@ -17,6 +17,20 @@ PANELS: Mapping[str, Mapping[str, str]] = {
     "Loss": {"loss": "training", "eval_loss": "held out"},
     "Reward margin (nats)": {"reward_margin": "training", "eval_reward_margin": "held out"},
     "Reward accuracy": {"reward_accuracy": "training", "eval_reward_accuracy": "held out"},
+    "Ranking accuracy": {"ranking_accuracy": "training", "eval_ranking_accuracy": "held out"},
+    "Pairs that changed sides (share)": {
+        "put_right": "put right, of those ranked wrongly before",
+        "spoilt": "spoilt, of those ranked rightly before",
+        "eval_put_right": "put right, held out",
+        "eval_spoilt": "spoilt, held out",
+    },
+    "Displacement (share of pairs)": {
+        "chosen_fell": "chosen fell",
+        "both_fell": "both fell",
+        "eval_chosen_fell": "chosen fell, held out",
+        "eval_both_fell": "both fell, held out",
+    },
+    "Length (tokens)": {"chosen_length": "chosen", "rejected_length": "rejected"},
     "Log-probability change (nats)": {
         "chosen_logp_change": "chosen",
         "rejected_logp_change": "rejected",
@@ -82,7 +96,7 @@ def run_report(
     if after is not None:
         parts = [after.table("Held-out comparisons") if before is None else before_after(before, after)]
         report.section("Held-out comparisons", _EVALUATED, *parts, *_distributions(before, after))
-    if drawn := [plot for panel, lines in PANELS.items() if (plot := _panel(panel, lines, metrics))]:
+    if drawn := training_plots(metrics):
         report.section("Training", _TRAINED, *drawn)
     if learned:
         report.section("What the objective learned", _LEARNED, *_learned(learned))
@@ -174,6 +188,11 @@ def _distributions(before: Evaluation | None, after: Evaluation) -> list[Plot]:
         changes = {side: after.figures[f"{side}_logp_change"] for side in ("chosen", "rejected")}
         plots.append(histogram(changes, title="Change of log-probability against the reference", x="nats"))
     return plots
+
+
+def training_plots(metrics: Metrics) -> list[Plot]:
+    """The curves of a run, chosen and rejected apart; of `PANELS` those that were logged."""
+    return [plot for panel, lines in PANELS.items() if (plot := _panel(panel, lines, metrics))]
 
 
 def _panel(title: str, lines: Mapping[str, str], metrics: Metrics) -> Plot | None:

@@ -1,11 +1,5 @@
 """The language domain: scores for comparisons of texts under causal language models."""
 
-import os
-
-# Matrix kernels for half precision on the CPU are kept for every shape that occurs, up to 1024 of them with their
-# buffers: hundreds of megabytes when lengths vary. Few are ever used again. Read when the first such kernel runs.
-os.environ.setdefault("LRU_CACHE_CAPACITY", "16")
-
 from prefkit.language.encoding import Encoder, EncodingOptions, Lengths, Span, truncated_lengths
 from prefkit.language.followup import (
     DEFAULT_BANK,
@@ -30,6 +24,7 @@ from prefkit.language.reward import RewardScorer, annotate, load_reward
 from prefkit.language.sampling import sample, sampled_kl
 from prefkit.language.scorer import LanguageScorer, PackedScorer, Precision
 from prefkit.language.sequences import SequenceLogps, sequence_logps
+from prefkit.language.stance import stance_judge
 
 __all__ = [
     "BUILTIN",
@@ -69,6 +64,7 @@ __all__ = [
     "sampled_kl",
     "sequence_logps",
     "span_logps",
+    "stance_judge",
     "token_logps",
     "total_reward",
     "truncated_lengths",

@@ -208,7 +208,7 @@ class LanguageScorer(PackedScorer):
         OptionError: the vocabularies of policy, reference and tokenizer do not fit together.
     """
 
-    provided = frozenset({"tokens", "states", "joint", "steps", "temporal_residual"}) | _BESIDE
+    provided = frozenset({"tokens", "states", "predictors", "joint", "steps", "temporal_residual"}) | _BESIDE
     kind = "language models"
 
     def __init__(
@@ -343,7 +343,12 @@ class LanguageScorer(PackedScorer):
             batch = trunk.batch(inputs)
             hidden = trunk.hidden(batch)
             logps = trunk.logps(hidden, batch, targets)
-        return _totals(inputs, logps, states=hidden[batch.own] if batch.held is None else None)
+        return _totals(
+            inputs,
+            logps,
+            states=hidden[batch.own] if batch.held is None else None,
+            predictors=hidden[batch.predictors] if "predictors" in self._wanted else None,
+        )
 
     def _score_mixed(self, inputs: Inputs) -> ResponseScores:
         """Scores with the policy's one-step-ahead predictions in its input embeddings (Intuitive Fine-Tuning)."""

@@ -48,6 +48,24 @@ def dpo_loss(
     return links.logistic(chosen - rejected, beta=beta)
 
 
+def dpo_gamma_loss(
+    policy_chosen_logps: Float[Tensor, " batch"],
+    policy_rejected_logps: Float[Tensor, " batch"],
+    ref_chosen_logps: Float[Tensor, " batch"],
+    ref_rejected_logps: Float[Tensor, " batch"],
+    *,
+    beta: float = 0.1,
+    ref_weight: float = 0.1,
+) -> Float[Tensor, " batch"]:
+    """DPO with a reference that counts in part: see `rewards.weighted_log_ratio`."""
+    _check(beta, policy_chosen_logps, policy_rejected_logps, ref_chosen_logps, ref_rejected_logps)
+    if not ref_weight >= 0:
+        raise OptionError(f"ref_weight must be at least 0, got {ref_weight}")
+    chosen = rewards.weighted_log_ratio(policy_chosen_logps, ref_chosen_logps, ref_weight=ref_weight)
+    rejected = rewards.weighted_log_ratio(policy_rejected_logps, ref_rejected_logps, ref_weight=ref_weight)
+    return links.logistic(chosen - rejected, beta=beta)
+
+
 def cdpo_loss(
     policy_chosen_logps: Float[Tensor, " batch"],
     policy_rejected_logps: Float[Tensor, " batch"],

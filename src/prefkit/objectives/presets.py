@@ -98,6 +98,14 @@ PRESETS: Mapping[str, Preset] = {
         {"reward": "log_ratio", "link": "logistic"},
         {"beta": 0.1},
     ),
+    "dpo_gamma": Preset(
+        "pairs",
+        "DPO with a reference that counts in part, or not at all",
+        "Chen et al. 2024, arXiv 2405.19534, eq. 4",
+        {"reward": "weighted_log_ratio", "link": "logistic"},
+        {"beta": 0.1, "ref_weight": 0.1},
+        "the authors' code",
+    ),
     "jpo": Preset(
         "pairs",
         "joint preference optimisation: DPO that scores the prompts of joint comparisons with their responses",

@@ -78,6 +78,27 @@ def log_ratio(
     return torch.expm1(((order - 1) * ratio).clamp(max=MAX_EXPONENT)) / (order - 1)
 
 
+class ReferenceWeightOptions(Options):
+    """Options of `weighted_log_ratio`."""
+
+    ref_weight: FiniteFloat = Field(0.1, ge=0, description="weight of the reference: 1 is DPO, 0 leaves it out")
+
+
+def weighted_log_ratio(
+    policy_logps: Float[Tensor, "*shape"], ref_logps: Float[Tensor, "*shape"], *, ref_weight: float = 0.1
+) -> Float[Tensor, "*shape"]:
+    """Log-ratio to a reference that counts in part: log policy - ref_weight log reference.
+
+    Args:
+        policy_logps: log-probabilities under the policy.
+        ref_logps: log-probabilities under the reference.
+        ref_weight: the paper's gamma; above 1 the reference counts more than in DPO.
+
+    Source: Chen et al. 2024 (arXiv 2405.19534), eq. 4; the default is that of the authors' code.
+    """
+    return policy_logps - ref_weight * ref_logps
+
+
 def log_prob(policy_logps: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Log-probability of the whole response, without a reference.
 
@@ -159,6 +180,7 @@ REWARDS = catalogue(
     Part("log_ratio", log_ratio, ("policy_logps", "ref_logps"), DivergenceOptions),
     # Whether a prompt is scored with its response is the scorer's business: the formula is the same.
     Part("joint_log_ratio", log_ratio, ("policy_logps", "ref_logps"), DivergenceOptions, requires=frozenset({"joint"})),
+    Part("weighted_log_ratio", weighted_log_ratio, ("policy_logps", "ref_logps"), ReferenceWeightOptions),
     Part("log_prob", log_prob, ("policy_logps",)),
     Part("average_log_prob", average_log_prob, ("policy_logps", "lengths")),
     Part("average_log_ratio", average_log_ratio, ("policy_logps", "ref_logps", "lengths")),

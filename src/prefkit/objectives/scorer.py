@@ -30,7 +30,7 @@ processes."""
 
 
 SCORED = frozenset(
-    {"tokens", "states", "layers", "token_kl", "temporal_residual", "steps", "joint", "rewards", "views"}
+    {"tokens", "states", "predictors", "layers", "token_kl", "temporal_residual", "steps", "joint", "rewards", "views"}
 )
 """What objectives need that only a scorer can give; see `Objective.needs`."""
 

@@ -31,6 +31,7 @@ class TokenScores:
         kl: KL(reference, policy) of the distributions over the next token, summed over the vocabulary.
         states: the policy's last hidden state at each token.
         layers: the reference's hidden states that predict each token, of every layer.
+        predictors: the last hidden state that predicts each token, which stands one place before it.
         steps: step of its response that each token belongs to, from 0; -1 outside all steps.
         plain_logps: the policy's log-probabilities with its inputs as they are, without gradient, where `policy_logps`
             are those with its own predictions mixed into them.
@@ -42,6 +43,7 @@ class TokenScores:
     kl: Float[Tensor, " tokens"] | None = None
     states: Float[Tensor, "tokens dim"] | None = None
     layers: Float[Tensor, "tokens layers dim"] | None = None
+    predictors: Float[Tensor, "tokens dim"] | None = None
     steps: Int[Tensor, " tokens"] | None = None
     plain_logps: Float[Tensor, " tokens"] | None = None
 

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from prefkit.errors import PrefkitError, unknown
 from prefkit.recipes import (
     calibrated_decoding,
+    ches,
     context_pm,
     curry_dpo,
+    dissecting,
     domain_rm,
     dove,
     flr,
@@ -19,12 +21,14 @@ from prefkit.recipes import (
     mapl,
     osp,
     pal,
+    ranking_accuracy,
     rationales,
     rdpo,
     secrets_rm,
     sparsepo,
     spo,
     tpo,
+    value_drifts,
     vpo,
     worldpm,
 )
@@ -35,6 +39,8 @@ READY = (
     context_pm.RECIPE,
     curry_dpo.RECIPE,
     domain_rm.RECIPE,
+    ches.RECIPE,
+    dissecting.RECIPE,
     dove.RECIPE,
     gpm.RECIPE,
     flr.RECIPE,
@@ -44,22 +50,22 @@ READY = (
     mapl.RECIPE,
     osp.RECIPE,
     pal.RECIPE,
+    ranking_accuracy.RECIPE,
     rationales.RECIPE,
     rdpo.RECIPE,
     secrets_rm.RECIPE,
     sparsepo.RECIPE,
     spo.RECIPE,
     tpo.RECIPE,
+    value_drifts.RECIPE,
     vpo.RECIPE,
     worldpm.RECIPE,
 )
 
 PLANNED = (
     Recipe("apo", "Momentum for iterated preference optimisation", 2024, "arXiv 2410.06293"),
-    Recipe("ches", "Likelihood displacement in DPO, and a score that predicts it", 2024, "arXiv 2410.08847"),
     Recipe("diffusion-dpo", "DPO for diffusion models, on denoising errors", 2023, "arXiv 2311.12908"),
     Recipe("diffusion-dro", "Ranking expert images above a diffusion model's own", 2025, "arXiv 2510.18353"),
-    Recipe("dissecting", "Which properties of a response people and models prefer", 2024, "arXiv 2402.11296"),
     Recipe("ear", "Conversational recommendation that asks, suggests and reflects", 2020, "arXiv 2002.09102"),
     Recipe("gream", "Recommendation by generative reasoning over item codes", 2025, "arXiv 2510.20815"),
     Recipe("inpo", "Diffusion preference optimisation along inverted trajectories", 2025, "arXiv 2503.18454"),
@@ -68,7 +74,6 @@ PLANNED = (
     Recipe("on-policy", "When on-policy samples and negative gradients matter", 2024, "arXiv 2404.14367"),
     Recipe("prefpaint", "Inpainting aligned with a reward, amplified where it is certain", 2024, "arXiv 2410.21966"),
     Recipe("pro", "Weights of several objectives chosen from the prompt", 2025, "arXiv 2511.10656"),
-    Recipe("ranking-accuracy", "How well aligned models rank what they were aligned on", 2024, "arXiv 2405.19534"),
     Recipe("regret", "People compare regret rather than return", 2022, "arXiv 2206.02231"),
     Recipe("rps", "Inference over neighbouring preference directions", 2025, "arXiv 2510.20498"),
     Recipe("rso", "Pairs by rejection sampling from the optimal policy", 2023, "arXiv 2309.06657"),
@@ -79,7 +84,6 @@ PLANNED = (
     Recipe("unpacking", "What matters in DPO and PPO: data, reward model, prompts", 2024, "arXiv 2406.09279"),
     Recipe("upo", "Self-training that trusts pairs by their uncertainty", 2024, "arXiv 2409.11212"),
     Recipe("user-simulator", "Simulated users aligned with recorded behaviour", 2025, "arXiv 2508.18142"),
-    Recipe("value-drifts", "How values move in the course of post-training", 2025, "arXiv 2510.26707"),
 )
 
 RECIPES: Mapping[str, Recipe] = {recipe.slug: recipe for recipe in sorted(READY + PLANNED, key=lambda r: r.slug)}

@@ -78,11 +78,27 @@ def bradley_terry(
 
 
 def minimise(
-    loss: Callable[[Float[Tensor, " d"]], Float[Tensor, ""]], d: int, iterations: int = 200
+    loss: Callable[[Float[Tensor, " d"]], Float[Tensor, ""]],
+    d: int,
+    iterations: int = 200,
+    tolerance: float | None = None,
 ) -> Float[Tensor, " d"]:
-    """Minimiser of a smooth function of d parameters, by L-BFGS from 0 with a strong Wolfe line search."""
+    """Minimiser of a smooth function of d parameters, by L-BFGS from 0 with a strong Wolfe line search.
+
+    Args:
+        loss: the function.
+        d: number of parameters.
+        iterations: at most.
+        tolerance: of gradient and change, where torch's own (1e-7 and 1e-9) are too wide.
+    """
     theta = torch.zeros(d, dtype=torch.float64, requires_grad=True)
-    optimiser = torch.optim.LBFGS([theta], max_iter=iterations, line_search_fn="strong_wolfe")
+    optimiser = torch.optim.LBFGS(
+        [theta],
+        max_iter=iterations,
+        tolerance_grad=tolerance or 1e-7,
+        tolerance_change=tolerance or 1e-9,
+        line_search_fn="strong_wolfe",
+    )
 
     def closure() -> float:
         optimiser.zero_grad()

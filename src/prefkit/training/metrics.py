@@ -31,13 +31,18 @@ def measure(
         minus policy, the mean over the responses of an entry, an estimate of KL(reference, policy) as far as the
         responses are the reference's own; for KTO, policy minus reference of mismatched responses. `reward_margin`,
         and `reward_accuracy`, the share of entries in which the better response has the higher reward, ties counting
-        half. Lengths in tokens.
+        half. Of pairs by log-probability: `ranking_accuracy`, the share in which the policy finds the better response
+        at least as likely; `put_right`, of those that the reference ranks wrongly, and `spoilt`, of those that it ranks
+        rightly, the share that the policy ranks otherwise; `chosen_fell` and `both_fell`, the shares in which the
+        better response, or both, are less likely than under the reference (displacement). Lengths in tokens.
     """
     change = score if _without_reference(scores) else f"{score}_change"
     figures = {"loss": losses}
     match scores:
         case PairScores():
             chosen, rejected = scores.policy_chosen_logps, scores.policy_rejected_logps
+            if score == "logp":
+                figures |= _moved(scores)
             if scores.ref_chosen_logps is not None and scores.ref_rejected_logps is not None:
                 chosen, rejected = chosen - scores.ref_chosen_logps, rejected - scores.ref_rejected_logps
                 figures["kl"] = -(chosen + rejected) / 2
@@ -75,6 +80,23 @@ def measure(
 def _without_reference(scores: Scores) -> bool:
     """Whether the objective was given no reference."""
     return (scores.ref_chosen_logps if isinstance(scores, PairScores) else scores.ref_logps) is None
+
+
+def _moved(scores: PairScores) -> dict[str, Tensor]:
+    """Where training took the pairs: what it ranks rightly, what it put right or spoilt, and what it displaced."""
+    chosen, rejected = scores.policy_chosen_logps, scores.policy_rejected_logps
+    right = (chosen >= rejected).to(chosen.dtype)
+    if scores.ref_chosen_logps is None or scores.ref_rejected_logps is None:
+        return {"ranking_accuracy": right}
+    before = scores.ref_chosen_logps >= scores.ref_rejected_logps
+    fell = chosen < scores.ref_chosen_logps
+    return {
+        "ranking_accuracy": right,
+        "put_right": right.masked_fill(before, torch.nan),
+        "spoilt": (1 - right).masked_fill(~before, torch.nan),
+        "chosen_fell": fell.to(chosen.dtype),
+        "both_fell": (fell & (rejected < scores.ref_rejected_logps)).to(chosen.dtype),
+    }
 
 
 def _margin(margin: Tensor) -> dict[str, Tensor]:
