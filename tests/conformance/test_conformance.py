@@ -23,6 +23,12 @@ PASSING = {
     "tpo": None,
     "spo": None,
     "sparsepo": None,
+    "diffusion-dpo": None,
+    "smpo-diffusion": None,
+    "inpo": None,
+    "diffusion-dro": None,
+    "self-npo": None,
+    "prefpaint": None,
     "rso": {"sigmoid_norm_loss", "hinge_norm_loss", "hinge_loss", "slic_loss"},
 }
 

@@ -13,7 +13,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ["assets", "comparisons", "diagnostics", "language", "objectives", "recipes", "report", "training"]
+PACKAGES = [
+    "assets",
+    "comparisons",
+    "diagnostics",
+    "diffusion",
+    "language",
+    "objectives",
+    "recipes",
+    "report",
+    "training",
+]
 PAGES = sorted([*ROOT.glob("docs/**/*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
 
 

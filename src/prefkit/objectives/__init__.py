@@ -120,6 +120,13 @@ from prefkit.objectives.scores import (
     TokenScores,
 )
 from prefkit.objectives.sides import apo_down, apo_zero, bco_pair, dpop, nca, sppo
+from prefkit.objectives.smoothed import (
+    SmoothedPreference,
+    Smoothing,
+    smoothed_logistic,
+    smoothed_preference_prob,
+    smoothing_coefficients,
+)
 from prefkit.objectives.tabular import (
     Calibrated,
     CalibrationIdentity,
@@ -189,6 +196,8 @@ __all__ = [
     "Scorer",
     "Scores",
     "SelfSupervisedDegree",
+    "SmoothedPreference",
+    "Smoothing",
     "Stateful",
     "StepScores",
     "StrengthLabels",
@@ -293,6 +302,9 @@ __all__ = [
     "simpo_loss",
     "slic_hinge_loss",
     "slic_loss",
+    "smoothed_logistic",
+    "smoothed_preference_prob",
+    "smoothing_coefficients",
     "soft_labels",
     "sparsepo_loss",
     "sparsity",
