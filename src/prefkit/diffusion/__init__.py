@@ -38,6 +38,7 @@ from prefkit.diffusion.losses import (
     smpo_loss,
     spo_clipped_loss,
 )
+from prefkit.diffusion.noising import InversionOptions, Noised, noised
 from prefkit.diffusion.sampling import (
     MedianWins,
     Trajectory,
@@ -87,8 +88,10 @@ __all__ = [
     "CleanEstimate",
     "ClippedLosses",
     "Grid",
+    "InversionOptions",
     "MedianWins",
     "NegativeGuidance",
+    "Noised",
     "Orientation",
     "PairLosses",
     "RankingLosses",
@@ -125,6 +128,7 @@ __all__ = [
     "median_win_rate",
     "merge_negative_weights",
     "move",
+    "noised",
     "normalised_advantages",
     "npo_dpo_loss",
     "offset_noise",

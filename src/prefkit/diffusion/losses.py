@@ -20,6 +20,7 @@ Convention = Literal["released", "paper", "diffusers"]
 """How errors become scores: see `CONVENTIONS`."""
 
 CONVENTIONS: tuple[Convention, ...] = ("released", "paper", "diffusers")
+"""Ways in which published codes and papers scale the errors: half the mean, T times the sum, the mean."""
 
 Link = Literal["sigmoid", "hinge", "ipo"]
 
