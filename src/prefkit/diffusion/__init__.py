@@ -9,6 +9,7 @@ from prefkit.diffusion.guidance import (
     guided,
     merge_negative_weights,
 )
+from prefkit.diffusion.images import read_image, to_arrays, to_tensor
 from prefkit.diffusion.inversion import (
     CleanEstimate,
     Grid,
@@ -65,6 +66,7 @@ from prefkit.diffusion.schedules import (
     schedule_from,
     zero_terminal_snr,
 )
+from prefkit.diffusion.scorer import Codec, DiffusionScorer, PixelCodec, ScoreOptions
 from prefkit.diffusion.truncated import (
     Rollout,
     TruncatedFineTuning,
@@ -87,6 +89,8 @@ __all__ = [
     "CONVENTIONS",
     "CleanEstimate",
     "ClippedLosses",
+    "Codec",
+    "DiffusionScorer",
     "Grid",
     "InversionOptions",
     "MedianWins",
@@ -94,10 +98,12 @@ __all__ = [
     "Noised",
     "Orientation",
     "PairLosses",
+    "PixelCodec",
     "RankingLosses",
     "RewardUncertainty",
     "Rollout",
     "Schedule",
+    "ScoreOptions",
     "SmoothedLosses",
     "Trajectory",
     "TrajectoryBuffer",
@@ -134,6 +140,7 @@ __all__ = [
     "offset_noise",
     "pair_orientation",
     "predicting_noise",
+    "read_image",
     "recorded",
     "refiner_times",
     "renoise_from_state",
@@ -149,6 +156,8 @@ __all__ = [
     "smpo_loss",
     "spo_clipped_loss",
     "tdft_loss",
+    "to_arrays",
+    "to_tensor",
     "truncated_rollout",
     "zero_terminal_snr",
 ]

@@ -97,6 +97,7 @@ from prefkit.objectives.rewards import (
 )
 from prefkit.objectives.scorer import (
     SCORED,
+    DrawsNoise,
     Encoded,
     HasLayers,
     HasStates,
@@ -166,6 +167,7 @@ __all__ = [
     "Companions",
     "DemonstrationObjective",
     "DemonstrationScores",
+    "DrawsNoise",
     "Encoded",
     "Form",
     "GradientWeights",

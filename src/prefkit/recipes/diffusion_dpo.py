@@ -34,34 +34,34 @@ def run(seed: int) -> Illustrated:
     generator = torch.Generator().manual_seed(1000 + seed)
     base = ring.base(seed)
     pairs = ring.pairs_of(base, PAIRS, generator)
-    held_out = ring.pairs_of(base, 2000, generator)
     samples = {"base": ring.draw(base, SAMPLES, generator)}
     figures = ring.measured("base", samples["base"])
 
-    def add(name: str, model: ring.Denoiser, accuracy: bool = True) -> None:
+    def add(name: str, model: ring.Denoiser, data: ring.Pairs | None = None) -> None:
         samples[name] = ring.draw(model, SAMPLES, generator)
         figures.update(ring.measured(name, samples[name]))
         figures[f"{name} wins"] = ring.wins(samples[name], samples["base"])
-        if accuracy:
-            figures[f"{name} accuracy"] = ring.accuracy(model, base, held_out, generator)
+        if data is not None:
+            # Of the labels that it has learned from.
+            figures[f"{name} accuracy"] = ring.accuracy(model, base, data, generator)
 
     def imitate(model: ring.Denoiser) -> torch.Tensor:
         place = torch.randint(len(pairs), (256,), generator=generator)
         return ring.imitation(model, pairs.chosen[place], generator).mean()
 
-    add("SFT", ring.tune(base, imitate, updates=UPDATES), accuracy=False)
+    add("SFT", ring.tune(base, imitate, updates=UPDATES))
     for beta in BETAS:
         objective = make_objective({"kind": "dpo", "beta": float(beta)})
-        add(f"DPO {beta}", ring.align(base, pairs, objective, generator, updates=UPDATES))
+        add(f"DPO {beta}", ring.align(base, pairs, objective, generator, updates=UPDATES), pairs)
     coin = pairs.where(torch.rand(PAIRS, generator=generator) < 0.5)
     objective = make_objective({"kind": "dpo", "beta": 20.0})
-    add("random labels", ring.align(base, coin, objective, generator, updates=UPDATES))
+    add("random labels", ring.align(base, coin, objective, generator, updates=UPDATES), coin)
     flipped = pairs.where(torch.rand(PAIRS, generator=generator) < FLIPS)
     for name, (noisy, config) in OTHERS.items():
         data, objective = flipped if noisy else pairs, make_objective(config)
         # A reward model's margins are log-odds: those of the choices that made the labels.
         fields = {"margins": 3 * (ring.reward(data.chosen) - ring.reward(data.rejected))}
-        add(name, ring.align(base, data, objective, generator, updates=UPDATES, fields=fields))
+        add(name, ring.align(base, data, objective, generator, updates=UPDATES, fields=fields), pairs)
     figures["least reward that counts"] = 0.8
     shown = ("base", "SFT", "DPO 20", "DPO 100")
     return Illustrated(figures, ring.pictures({name: samples[name] for name in shown}))

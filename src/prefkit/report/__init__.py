@@ -2,7 +2,7 @@
 
 from prefkit.report.card import model_card
 from prefkit.report.html import Report, Section
-from prefkit.report.plots import Curve, Plot, bars, curves, histogram, reliability, scatter
+from prefkit.report.plots import Curve, Plot, bars, curves, histogram, panels, picture_grid, reliability, scatter
 from prefkit.report.tables import Table
 
 __all__ = [
@@ -15,6 +15,8 @@ __all__ = [
     "curves",
     "histogram",
     "model_card",
+    "panels",
+    "picture_grid",
     "reliability",
     "scatter",
 ]
