@@ -13,6 +13,7 @@ from prefkit.cli.data import data
 from prefkit.cli.demo import demo
 from prefkit.cli.measure import evaluate, score
 from prefkit.cli.recipes import recipes, reproduce
+from prefkit.cli.sample import sample
 from prefkit.cli.train import train
 from prefkit.errors import PrefkitError
 
@@ -23,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for command in (demo, train, compare, evaluate, score, recipes, reproduce):
+for command in (demo, train, compare, evaluate, score, sample, recipes, reproduce):
     app.command()(command)
 app.add_typer(data, name="data")
 

@@ -101,6 +101,13 @@ def evaluate(
     max_length: MaxLength = None,
     precision: Precision = "fp32",
     limit: Limit = None,
+    scorer: Annotated[
+        str | None,
+        typer.Option(help="Pipelines: draw the captions, and give the win rate against --reference by `clip:FOLDER`."),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Pipelines: steps of the sampler.")] = 25,
+    guidance: Annotated[float, typer.Option(help="Pipelines: scale of classifier-free guidance.")] = 7.5,
+    seeds: Annotated[int, typer.Option(min=1, help="Pipelines: images a caption.")] = 1,
 ) -> None:
     """Measure how well a model ranks the responses of comparisons.
 
@@ -109,10 +116,27 @@ def evaluate(
 
     Of a reward model it is the accuracy with which its rewards rank.
 
-    Example:
+    Of a pipeline of diffusers it is the same, with minus the denoising error for the log-probability; or, with
+    --scorer, the win rate of its images for the captions of the file against those of the reference.
+
+    Examples:
 
         prefkit evaluate runs/dpo/model test.jsonl --reference base-model
+
+        prefkit evaluate runs/sd/model test.parquet --reference sd-folder --scorer clip:pickscore-folder
     """
+    from prefkit.diffusion import is_pipeline
+
+    if is_pipeline(model):
+        how = {"data_format": data_format, "output": output, "batch_size": batch_size, "limit": limit}
+        if scorer is None:
+            _evaluate_pipeline(model, file, reference, pairs, **how)
+        else:
+            _win_rate(model, file, reference, scorer, steps, guidance, seeds, **how)
+        return
+    if scorer is not None:
+        raise OptionError(f"--scorer is for pipelines of diffusers, and {model} is none")
+
     from peft import PeftModel
 
     from prefkit import diagnostics
@@ -133,6 +157,83 @@ def evaluate(
     if pairs is not None:
         pairs.write_text(result.pairs_table().csv(), encoding="utf-8")
     _list_skipped(console, result.skipped, comparisons)
+
+
+def _evaluate_pipeline(
+    model: str,
+    file: str,
+    reference: str | None,
+    pairs: Path | None,
+    *,
+    data_format: str | None,
+    output: Path | None,
+    batch_size: int,
+    limit: int | None,
+) -> None:
+    """How well a pipeline ranks images."""
+    from prefkit import diagnostics
+    from prefkit.comparisons import load_comparisons
+    from prefkit.diffusion import PipelineOptions, load_pipeline
+
+    scorer = load_pipeline(PipelineOptions.parse({"path": model, "reference": reference}, "model")).eval()
+    comparisons = load_comparisons(file, format=data_format, limit=limit)
+    with Progress(transient=True) as progress:
+        watched = progress.track(comparisons, description="evaluating")
+        result = diagnostics.evaluate(
+            scorer, watched, reference=reference is not None, batch_size=batch_size, per_token=False
+        )
+    console = Console()
+    console.print(result.table(f"{model} on {file}"))
+    if output is not None:
+        output.write_text(json.dumps(result.to_dict(), indent=1), encoding="utf-8")
+    if pairs is not None:
+        pairs.write_text(result.pairs_table().csv(), encoding="utf-8")
+    _list_skipped(console, result.skipped, comparisons)
+
+
+def _win_rate(
+    model: str,
+    file: str,
+    reference: str | None,
+    scorer: str,
+    steps: int,
+    guidance: float,
+    seeds: int,
+    *,
+    data_format: str | None,
+    output: Path | None,
+    batch_size: int,
+    limit: int | None,
+) -> None:
+    """How often a pipeline's images are better than the reference's, for the captions of a file."""
+    from prefkit.comparisons import load_comparisons
+    from prefkit.diffusion import caption_of, draw_images, load_pipeline, make_scorer, win_rate_of
+    from prefkit.report.cells import plain
+
+    if reference is None:
+        raise OptionError("a win rate compares two pipelines: give --reference")
+    judge = make_scorer(scorer)
+    comparisons = load_comparisons(file, format=data_format, limit=limit)
+    captions = list(dict.fromkeys(caption_of(comparison.prompt_of(0)) for comparison in comparisons))
+    asked = [(caption, seed) for caption in captions for seed in range(seeds)]
+    drawn = [
+        draw_images(
+            load_pipeline(path),
+            [caption for caption, _ in asked],
+            [seed for _, seed in asked],
+            steps=steps,
+            guidance=guidance,
+            batch_size=batch_size,
+        )
+        for path in (model, reference)
+    ]
+    result = win_rate_of(judge, drawn[0], drawn[1], [caption for caption, _ in asked])
+    console = Console()
+    console.print(result.table(f"{model} against {reference} by {scorer}, {len(asked)} images"))
+    if output is not None:
+        found = {"win_rate": result.rate, "gain": result.gain, "captions": result.captions, "scores": result.scores}
+        output.write_text(json.dumps(plain(found), indent=1), encoding="utf-8")
+    _list_skipped(console, (), comparisons)
 
 
 def _scorer(model: str, reference: str | None, max_length: int | None, precision: str) -> LanguageScorer | RewardScorer:

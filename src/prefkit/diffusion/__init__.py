@@ -3,13 +3,15 @@
 The mathematics needs nothing but torch. Pipelines of `diffusers` need the extra `prefkit[diffusion]`.
 """
 
+from prefkit.diffusion.drawing import draw_images
+from prefkit.diffusion.feedback import ImageScorer, Rescored, WinRate, clip_scorer, make_scorer, win_rate_of
 from prefkit.diffusion.guidance import (
     NegativeGuidance,
     guidance_variance,
     guided,
     merge_negative_weights,
 )
-from prefkit.diffusion.images import read_image, to_arrays, to_tensor
+from prefkit.diffusion.images import caption_of, read_image, to_arrays, to_tensor
 from prefkit.diffusion.inversion import (
     CleanEstimate,
     Grid,
@@ -40,6 +42,16 @@ from prefkit.diffusion.losses import (
     spo_clipped_loss,
 )
 from prefkit.diffusion.noising import InversionOptions, Noised, noised
+from prefkit.diffusion.pipelines import (
+    AdapterOptions,
+    PipelineCodec,
+    PipelineDenoiser,
+    PipelineOptions,
+    is_pipeline,
+    load_pipeline,
+    read_pipeline,
+    schedule_of,
+)
 from prefkit.diffusion.sampling import (
     MedianWins,
     Trajectory,
@@ -87,19 +99,25 @@ from prefkit.diffusion.trust import (
 
 __all__ = [
     "CONVENTIONS",
+    "AdapterOptions",
     "CleanEstimate",
     "ClippedLosses",
     "Codec",
     "DiffusionScorer",
     "Grid",
+    "ImageScorer",
     "InversionOptions",
     "MedianWins",
     "NegativeGuidance",
     "Noised",
     "Orientation",
     "PairLosses",
+    "PipelineCodec",
+    "PipelineDenoiser",
+    "PipelineOptions",
     "PixelCodec",
     "RankingLosses",
+    "Rescored",
     "RewardUncertainty",
     "Rollout",
     "Schedule",
@@ -111,14 +129,18 @@ __all__ = [
     "TruncatedFineTuning",
     "TruncatedLosses",
     "UnclippedLosses",
+    "WinRate",
     "amplification",
     "amplified_clipped_loss",
     "as_negative",
+    "caption_of",
+    "clip_scorer",
     "ddim_invert",
     "ddim_step_with_logprob",
     "denoising_error",
     "diffusion_dpo_loss",
     "diffusion_dpo_loss_from_errors",
+    "draw_images",
     "dro_loss",
     "dro_unclipped_loss",
     "effective_noise",
@@ -129,8 +151,11 @@ __all__ = [
     "inpo_loss",
     "inversion_grid",
     "invert",
+    "is_pipeline",
     "learning_rate_for",
     "linear_betas",
+    "load_pipeline",
+    "make_scorer",
     "median_win_rate",
     "merge_negative_weights",
     "move",
@@ -141,6 +166,7 @@ __all__ = [
     "pair_orientation",
     "predicting_noise",
     "read_image",
+    "read_pipeline",
     "recorded",
     "refiner_times",
     "renoise_from_state",
@@ -151,6 +177,7 @@ __all__ = [
     "sampling_times",
     "scaled_linear_betas",
     "schedule_from",
+    "schedule_of",
     "score_of",
     "select_experts",
     "smpo_loss",
@@ -159,5 +186,6 @@ __all__ = [
     "to_arrays",
     "to_tensor",
     "truncated_rollout",
+    "win_rate_of",
     "zero_terminal_snr",
 ]

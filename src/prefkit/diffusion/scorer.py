@@ -61,6 +61,14 @@ class Codec(Protocol):
         """A digest of everything that decides what is kept."""
         ...
 
+    def wake(self, device: torch.device) -> None:
+        """Comparisons will be encoded: be where the denoiser is."""
+        ...
+
+    def rest(self) -> None:
+        """Training begins, and nothing is encoded in it."""
+        ...
+
 
 class ScoreOptions(Options):
     """How samples are noised and scored."""
@@ -132,7 +140,7 @@ class DiffusionScorer(nn.Module):
         self._writer = writer or _write_weights
         self._untrained = _versions(denoiser)
         self._beside = False
-        self._step: int | str = 0
+        self._step: int | None = None
         inverted = self.options.latents != "forward"
         low = self.options.first_step if self.options.first_step is not None else int(inverted)
         high = schedule.steps if self.options.last_step is None else self.options.last_step + 1
@@ -172,6 +180,8 @@ class DiffusionScorer(nn.Module):
 
     def begin(self, step: int) -> None:
         """An update of the model begins; see `objectives.DrawsNoise`."""
+        if self._step is None:
+            self.codec.rest()
         self._step = step
 
     def encode(self, comparison: Comparison) -> Encoded:
@@ -182,6 +192,7 @@ class DiffusionScorer(nn.Module):
         """
         if comparison.joint:
             raise RecordError("images are compared for one caption, got one each", field="prompts")
+        self.codec.wake(self.device)
         return self.codec.encode(comparison)
 
     def collate(self, encoded: Sequence[Encoded]) -> dict[str, Tensor]:
@@ -390,7 +401,7 @@ class DiffusionScorer(nn.Module):
         return refiner_times(t) if self.options.times == "refiner" else t
 
     def _generator(self, key: int, number: int) -> torch.Generator:
-        when = self._step if self.training else _EVALUATION
+        when = (self._step or 0) if self.training else _EVALUATION
         digest = hashlib.sha256(f"{self.seed} {when} {key} {number}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
@@ -448,6 +459,12 @@ class PixelCodec:
         """See `Codec.key`."""
         return f"pixels {self.size} {self.channels} {self.same_size} {list(self.captions or ())}"
 
+    def wake(self, device: torch.device) -> None:
+        """Nothing to do."""
+
+    def rest(self) -> None:
+        """Nothing to do."""
+
 
 def as_bytes(x: Tensor, dtype: torch.dtype = torch.float32) -> bytes:
     """A tensor as the cache keeps it."""
@@ -456,7 +473,7 @@ def as_bytes(x: Tensor, dtype: torch.dtype = torch.float32) -> bytes:
 
 def from_bytes(kept: bytes, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
     """A tensor that `as_bytes` kept, in float32."""
-    return torch.frombuffer(bytearray(kept), dtype=dtype).reshape(*shape).float()
+    return torch.frombuffer(bytearray(kept), dtype=dtype).reshape(tuple(shape)).float()
 
 
 def key_of(caption: str, *samples: bytes) -> int:

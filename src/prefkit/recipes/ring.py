@@ -55,7 +55,7 @@ class Denoiser(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """Noise in `x_t` at steps `t`; without a condition it is all zeros."""
-        phase = t[:, None] / STEPS * math.pi * 2.0 ** torch.arange(-1, 7)
+        phase = t[:, None] * torch.exp(-math.log(10_000) * torch.arange(8) / 8)
         parts = [x_t, phase.sin(), phase.cos()]
         if self.given:
             parts.append(x_t.new_zeros(len(x_t), self.given) if cond is None else cond)
