@@ -68,7 +68,9 @@ def test_every_style_trains_and_loads_again(style: str, folders: dict[str, str],
     assert not torch.allclose(before, after)
     again = d.load_pipeline(d.PipelineOptions.parse({"path": str(result.run.model), "scores": {"draws": 2}}))
     torch.testing.assert_close(again.eval()(batch(again, style)).policy_logps.detach(), after)
-    loaded = diffusers.DiffusionPipeline.from_pretrained(result.run.model)
+    # diffusers asks to be told which text encoders a folder does without.
+    without = {"text_encoder_3": None, "tokenizer_3": None} if style == "sd3" else {}
+    loaded = diffusers.DiffusionPipeline.from_pretrained(result.run.model, **without)
     assert type(loaded).__name__ == type(tiny.STYLES[style]()).__name__
     assert not list(result.run.model.rglob("*.bin"))
 
@@ -161,7 +163,7 @@ def test_a_negative_model_changes_guided_images_only(folders: dict[str, str], tm
         assert torch.allclose(*images, atol=1e-5) is same
 
 
-# -- what is wrong with a folder ----------------------------------------------------------------------------------------
+# -- what is wrong with a folder ---------------------------------------------------------------------------------------
 
 
 def edited(folder: str, target: Path, part: str, **changes: Any) -> str:
@@ -174,7 +176,7 @@ def edited(folder: str, target: Path, part: str, **changes: Any) -> str:
 
 
 def test_bad_folders(folders: dict[str, str], tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="is no pipeline: there is no model_index.json in it"):
+    with pytest.raises(OptionError, match=r"is no pipeline: there is no model_index\.json in it"):
         d.load_pipeline(str(tmp_path))
     with pytest.raises(OptionError, match="cannot be loaded"):
         d.load_pipeline("nobody/nothing")
@@ -230,7 +232,7 @@ for call in (lambda: d.read_pipeline("x"), lambda: d.read_image(b"x")):
     ]
 
 
-# -- commands -----------------------------------------------------------------------------------------------------------
+# -- commands ----------------------------------------------------------------------------------------------------------
 
 
 def parquet(folder: Path, rows: int = 8, bad: bool = False) -> str:
@@ -238,7 +240,7 @@ def parquet(folder: Path, rows: int = 8, bad: bool = False) -> str:
     columns: dict[str, list[Any]] = {name: [] for name in ("caption", "jpg_0", "jpg_1", "label_0", "label_1")}
     for place, (bright, dark) in enumerate(colours(rows)):
         first = place % 2 == 0
-        columns["caption"].append(caption("sd", place))
+        columns["caption"].append(f"a {'abcdefgh'[place]}")
         columns["jpg_0"].append(bright if first else dark)
         columns["jpg_1"].append((dark if first else bright)[: 80 if bad and place == 3 else None])
         columns["label_0"].append(float(first))
@@ -292,7 +294,7 @@ def test_train_sample_and_evaluate(folders: dict[str, str], tmp_path: Path, monk
     assert "win rate" in shown.output
     found = json.loads(figures.read_text())
     assert 0 <= found["win_rate"]["low"] <= found["win_rate"]["mean"] <= found["win_rate"]["high"] <= 1
-    assert found["captions"] == ["a cat", "the dog"]
+    assert len(found["captions"]) == 8
 
 
 def test_a_damaged_image_stops_a_run_or_is_listed(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
@@ -128,11 +128,11 @@ def evaluate(
     from prefkit.diffusion import is_pipeline
 
     if is_pipeline(model):
-        how = {"data_format": data_format, "output": output, "batch_size": batch_size, "limit": limit}
+        reading = _Reading(file, data_format, limit, batch_size, output)
         if scorer is None:
-            _evaluate_pipeline(model, file, reference, pairs, **how)
+            _evaluate_pipeline(model, reference, pairs, reading)
         else:
-            _win_rate(model, file, reference, scorer, steps, guidance, seeds, **how)
+            _win_rate(model, reference, scorer, _Drawing(steps, guidance, seeds), reading)
         return
     if scorer is not None:
         raise OptionError(f"--scorer is for pipelines of diffusers, and {model} is none")
@@ -143,44 +143,14 @@ def evaluate(
     from prefkit.comparisons import load_comparisons
     from prefkit.language import RewardScorer
 
-    scorer = _scorer(model, reference, max_length, precision)
+    measured = _scorer(model, reference, max_length, precision)
     comparisons = load_comparisons(file, format=data_format, limit=limit)
-    rewards = isinstance(scorer, RewardScorer)
-    compared = not rewards and (reference is not None or isinstance(scorer.policy, PeftModel))
-    with Progress(transient=True) as progress:
-        watched = progress.track(comparisons, description="evaluating")
-        result = diagnostics.evaluate(scorer, watched, reference=compared, batch_size=batch_size, per_token=not rewards)
-    console = Console()
-    console.print(result.table(f"{model} on {file}"))
-    if output is not None:
-        output.write_text(json.dumps(result.to_dict(), indent=1), encoding="utf-8")
-    if pairs is not None:
-        pairs.write_text(result.pairs_table().csv(), encoding="utf-8")
-    _list_skipped(console, result.skipped, comparisons)
-
-
-def _evaluate_pipeline(
-    model: str,
-    file: str,
-    reference: str | None,
-    pairs: Path | None,
-    *,
-    data_format: str | None,
-    output: Path | None,
-    batch_size: int,
-    limit: int | None,
-) -> None:
-    """How well a pipeline ranks images."""
-    from prefkit import diagnostics
-    from prefkit.comparisons import load_comparisons
-    from prefkit.diffusion import PipelineOptions, load_pipeline
-
-    scorer = load_pipeline(PipelineOptions.parse({"path": model, "reference": reference}, "model")).eval()
-    comparisons = load_comparisons(file, format=data_format, limit=limit)
+    rewards = isinstance(measured, RewardScorer)
+    compared = not rewards and (reference is not None or isinstance(measured.policy, PeftModel))
     with Progress(transient=True) as progress:
         watched = progress.track(comparisons, description="evaluating")
         result = diagnostics.evaluate(
-            scorer, watched, reference=reference is not None, batch_size=batch_size, per_token=False
+            measured, watched, reference=compared, batch_size=batch_size, per_token=not rewards
         )
     console = Console()
     console.print(result.table(f"{model} on {file}"))
@@ -191,20 +161,47 @@ def _evaluate_pipeline(
     _list_skipped(console, result.skipped, comparisons)
 
 
-def _win_rate(
-    model: str,
-    file: str,
-    reference: str | None,
-    scorer: str,
-    steps: int,
-    guidance: float,
-    seeds: int,
-    *,
-    data_format: str | None,
-    output: Path | None,
-    batch_size: int,
-    limit: int | None,
-) -> None:
+class _Reading(NamedTuple):
+    """What is evaluated, and where the figures go."""
+
+    file: str
+    data_format: str | None
+    limit: int | None
+    batch_size: int
+    output: Path | None
+
+
+class _Drawing(NamedTuple):
+    """How a pipeline draws."""
+
+    steps: int
+    guidance: float
+    seeds: int
+
+
+def _evaluate_pipeline(model: str, reference: str | None, pairs: Path | None, reading: _Reading) -> None:
+    """How well a pipeline ranks images."""
+    from prefkit import diagnostics
+    from prefkit.comparisons import load_comparisons
+    from prefkit.diffusion import PipelineOptions, load_pipeline
+
+    scorer = load_pipeline(PipelineOptions.parse({"path": model, "reference": reference}, "model")).eval()
+    comparisons = load_comparisons(reading.file, format=reading.data_format, limit=reading.limit)
+    with Progress(transient=True) as progress:
+        watched = progress.track(comparisons, description="evaluating")
+        result = diagnostics.evaluate(
+            scorer, watched, reference=reference is not None, batch_size=reading.batch_size, per_token=False
+        )
+    console = Console()
+    console.print(result.table(f"{model} on {reading.file}"))
+    if reading.output is not None:
+        reading.output.write_text(json.dumps(result.to_dict(), indent=1), encoding="utf-8")
+    if pairs is not None:
+        pairs.write_text(result.pairs_table().csv(), encoding="utf-8")
+    _list_skipped(console, result.skipped, comparisons)
+
+
+def _win_rate(model: str, reference: str | None, scorer: str, drawing: _Drawing, reading: _Reading) -> None:
     """How often a pipeline's images are better than the reference's, for the captions of a file."""
     from prefkit.comparisons import load_comparisons
     from prefkit.diffusion import caption_of, draw_images, load_pipeline, make_scorer, win_rate_of
@@ -213,26 +210,27 @@ def _win_rate(
     if reference is None:
         raise OptionError("a win rate compares two pipelines: give --reference")
     judge = make_scorer(scorer)
-    comparisons = load_comparisons(file, format=data_format, limit=limit)
+    comparisons = load_comparisons(reading.file, format=reading.data_format, limit=reading.limit)
     captions = list(dict.fromkeys(caption_of(comparison.prompt_of(0)) for comparison in comparisons))
-    asked = [(caption, seed) for caption in captions for seed in range(seeds)]
+    asked = [(caption, seed) for caption in captions for seed in range(drawing.seeds)]
+    told, seeds = [caption for caption, _ in asked], [seed for _, seed in asked]
     drawn = [
         draw_images(
             load_pipeline(path),
-            [caption for caption, _ in asked],
-            [seed for _, seed in asked],
-            steps=steps,
-            guidance=guidance,
-            batch_size=batch_size,
+            told,
+            seeds,
+            steps=drawing.steps,
+            guidance=drawing.guidance,
+            batch_size=reading.batch_size,
         )
         for path in (model, reference)
     ]
-    result = win_rate_of(judge, drawn[0], drawn[1], [caption for caption, _ in asked])
+    result = win_rate_of(judge, drawn[0], drawn[1], told)
     console = Console()
     console.print(result.table(f"{model} against {reference} by {scorer}, {len(asked)} images"))
-    if output is not None:
+    if reading.output is not None:
         found = {"win_rate": result.rate, "gain": result.gain, "captions": result.captions, "scores": result.scores}
-        output.write_text(json.dumps(plain(found), indent=1), encoding="utf-8")
+        reading.output.write_text(json.dumps(plain(found), indent=1), encoding="utf-8")
     _list_skipped(console, (), comparisons)
 
 

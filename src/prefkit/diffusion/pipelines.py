@@ -450,6 +450,14 @@ def _write(pipeline: Any, folder: Path, denoiser: nn.Module) -> None:
         pipeline.save_pretrained(str(folder), safe_serialization=True)
     finally:
         setattr(pipeline, name, before)
+    if labels := getattr(pipeline, "labels", None):
+        # diffusers reads the names of labels from the index, but does not write them.
+        names: dict[str, list[str]] = {}
+        for label, number in labels.items():
+            names.setdefault(str(number), []).append(label)
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index["id2label"] = {number: ", ".join(each) for number, each in names.items()}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _classes(pipeline: Any) -> int:
