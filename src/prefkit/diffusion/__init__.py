@@ -3,8 +3,9 @@
 The mathematics needs nothing but torch. Pipelines of `diffusers` need the extra `prefkit[diffusion]`.
 """
 
+from prefkit.diffusion.demonstrations import RankedDemonstrations
 from prefkit.diffusion.drawing import draw_images
-from prefkit.diffusion.feedback import ImageScorer, Rescored, WinRate, clip_scorer, make_scorer, win_rate_of
+from prefkit.diffusion.feedback import Exchanged, ImageScorer, Rescored, WinRate, clip_scorer, make_scorer, win_rate_of
 from prefkit.diffusion.guidance import (
     NegativeGuidance,
     guidance_variance,
@@ -89,6 +90,7 @@ from prefkit.diffusion.truncated import (
     truncated_rollout,
 )
 from prefkit.diffusion.trust import (
+    AmplifiedPolicyGradient,
     ClippedLosses,
     RewardUncertainty,
     amplification,
@@ -100,10 +102,12 @@ from prefkit.diffusion.trust import (
 __all__ = [
     "CONVENTIONS",
     "AdapterOptions",
+    "AmplifiedPolicyGradient",
     "CleanEstimate",
     "ClippedLosses",
     "Codec",
     "DiffusionScorer",
+    "Exchanged",
     "Grid",
     "ImageScorer",
     "InversionOptions",
@@ -116,6 +120,7 @@ __all__ = [
     "PipelineDenoiser",
     "PipelineOptions",
     "PixelCodec",
+    "RankedDemonstrations",
     "RankingLosses",
     "Rescored",
     "RewardUncertainty",

@@ -21,6 +21,7 @@ from prefkit.comparisons import Comparison, Ranking, Winner
 from prefkit.diagnostics import Interval, bootstrap_difference, bootstrap_interval
 from prefkit.diffusion.images import caption_of, content_of, read_image, to_tensor
 from prefkit.errors import OptionError, PrefkitError, RecordError
+from prefkit.objectives import flipped
 from prefkit.report import Table
 
 ImageScorer: TypeAlias = Callable[[Float[Tensor, "n 3 height width"], Sequence[str]], Float[Tensor, " n"]]
@@ -148,6 +149,26 @@ class Rescored:
         if not bool(torch.isfinite(scores).all()):
             raise RecordError(f"the scorer gives no finite number: {scores.tolist()}", field="responses")
         return tuple(scores.tolist())
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """Comparisons with their judgements turned round, to train a negative model.
+
+    Args:
+        comparisons: pairs.
+    """
+
+    comparisons: Iterable[Comparison]
+
+    def __iter__(self) -> Iterator[Comparison]:
+        for comparison in self.comparisons:
+            yield flipped(comparison)
+
+    @property
+    def skipped(self) -> Any:
+        """What the comparisons' reader has set aside."""
+        return getattr(self.comparisons, "skipped", ())
 
 
 def _tied(comparison: Comparison) -> bool:

@@ -6,14 +6,18 @@ each sample, so that rewards that can be relied on count for more.
 
 from __future__ import annotations
 
+import copy
 import math
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from prefkit.diffusion.sampling import Trajectory, Transition, ddim_step_with_logprob, predicting_noise, sample
+from prefkit.diffusion.schedules import Schedule
 from prefkit.errors import OptionError, unknown
 
 
@@ -184,3 +188,96 @@ def reward_regression_loss(
 ) -> Float[Tensor, " batch"]:
     """Squared error of a reward model on (normalised) human scores."""
     return F.mse_loss(predicted, target, reduction="none")
+
+
+class AmplifiedPolicyGradient:
+    """Policy gradients on the transitions of sampling runs, with a factor for each sample by how certain its reward is.
+
+    Args:
+        model: what is trained; called as `model(x_t, t, cond)`.
+        schedule: variance-preserving, with noise left at its first step.
+        reward: from clean samples and the condition to rewards and their factors, see `amplification`.
+        steps: of the stochastic sampler.
+        transitions: of each run that are trained, drawn without replacement; the last step has no density.
+        refresh: iterations between two refreshes of the copy that samples.
+        clip_range: see `amplified_clipped_loss`.
+        advantage_clip: see `normalised_advantages`.
+        eta: randomness of the sampler, above 0.
+        anchor: weight of the absolute difference of the transitions' means from those of the sampling copy; 0 in the
+            released code.
+
+    Raises:
+        OptionError: an option is out of range.
+
+    Source: Liu et al. 2024 (PrefPaint, arXiv 2410.21966); Black et al. 2023 (DDPO, arXiv 2305.13301).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        schedule: Schedule,
+        reward: Callable[[Tensor, Any], tuple[Tensor, Tensor]],
+        *,
+        steps: int = 50,
+        transitions: int = 5,
+        refresh: int = 15,
+        clip_range: float = 1e-4,
+        advantage_clip: float = 10.0,
+        eta: float = 1.0,
+        anchor: float = 0.0,
+    ) -> None:
+        if not 1 <= transitions < steps <= schedule.steps:
+            raise OptionError(
+                f"transitions must be fewer than the {steps} steps of the sampler, and these at most "
+                f"{schedule.steps}, got {transitions}"
+            )
+        if not eta > 0:
+            raise OptionError(f"eta must be greater than 0: transitions need a density, got {eta}")
+        if refresh < 1:
+            raise OptionError(f"refresh must be at least 1 iteration, got {refresh}")
+        self.model, self.schedule, self.reward = model, schedule, reward
+        self.steps, self.transitions, self.refresh = steps, transitions, refresh
+        self.clip_range, self.advantage_clip, self.eta, self.anchor = clip_range, advantage_clip, eta, anchor
+        self.iterations = 0
+        self.sampler = copy.deepcopy(model).requires_grad_(False).eval()
+
+    def losses(
+        self, shape: tuple[int, ...], generator: torch.Generator, cond: Any = None
+    ) -> Iterator[Float[Tensor, " batch"]]:
+        """Run the sampling copy, and give the losses of some transitions, one after the other.
+
+        Each is computed when it is asked for, so the weights may be updated between two of them. The published code
+        sums them over the batch; with a mean the learning rate has another meaning.
+
+        Args:
+            shape: of a batch of samples, at least two.
+            generator: source of randomness, on the CPU.
+            cond: condition of the samples.
+        """
+        weight = next(self.model.parameters())
+        noise = torch.randn(shape, generator=generator).to(weight.device, weight.dtype)
+        frozen = predicting_noise(self.sampler, self.schedule)
+        run = sample(frozen, noise, self.schedule, count=self.steps, cond=cond, eta=self.eta, generator=generator)
+        rewards, factors = self.reward(run.sample, cond)
+        advantages = normalised_advantages(rewards.detach(), clip=self.advantage_clip)
+        # A reward that is no number counts for nothing, whatever its factor.
+        factors = torch.where(torch.isnan(factors), 1.0, factors.detach())
+        chosen = torch.randperm(self.steps - 1, generator=generator)[: self.transitions].tolist()
+        before = [self._transition(run.noises[place], run, place) for place in chosen]
+        trained = predicting_noise(self.model, self.schedule)
+        for place, old in zip(chosen, before, strict=True):
+            now = self._transition(trained(run.states[place], run.times[place], cond), run, place)
+            losses = amplified_clipped_loss(
+                now.log_prob, old.log_prob, advantages, factors, clip_range=self.clip_range
+            ).losses
+            if self.anchor:
+                losses = losses + self.anchor * (now.mean - old.mean).abs().flatten(1).mean(1)
+            yield losses
+        self.iterations += 1
+        if self.iterations % self.refresh == 0:
+            self.sampler.load_state_dict(self.model.state_dict())
+
+    def _transition(self, eps: Tensor, run: Trajectory, place: int) -> Transition:
+        alphas = self.schedule.alphas_cumprod.to(eps.device, eps.dtype)
+        levels = alphas[run.times[place]], alphas[run.times[place + 1]]
+        return ddim_step_with_logprob(eps, run.states[place], *levels, eta=self.eta, x_prev=run.states[place + 1])

@@ -195,9 +195,9 @@ def flip_preferences(
         check_flip_rate(rate)
     mask = np.random.default_rng(seed).random(len(records)) < rates
     for index in np.flatnonzero(mask):
-        flipped = replace(records[index], judgement=_flipped(records[index]))
-        mask[index] = flipped.judgement != records[index].judgement
-        records[index] = flipped
+        turned = flipped(records[index])
+        mask[index] = turned.judgement != records[index].judgement
+        records[index] = turned
     return records, mask
 
 
@@ -210,6 +210,15 @@ def _rate_of(record: Comparison, rates: Mapping[str, float]) -> float:
             line=record.line,
         )
     return rates[record.annotator]
+
+
+def flipped(record: Comparison) -> Comparison:
+    """A comparison with its judgement turned round. A tie has nothing to turn.
+
+    Raises:
+        RecordError: it has more than two responses, or judges steps.
+    """
+    return replace(record, judgement=_flipped(record))
 
 
 def _flipped(record: Comparison) -> Judgement:

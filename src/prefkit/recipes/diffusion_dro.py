@@ -6,22 +6,13 @@ are lost.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from prefkit.diagnostics import Interval
-from prefkit.diffusion import (
-    TrajectoryBuffer,
-    denoising_error,
-    dro_loss,
-    dro_unclipped_loss,
-    ema_decay,
-    sample,
-    select_experts,
-)
+from prefkit.diffusion import RankedDemonstrations, select_experts
 from prefkit.recipes import ring
 from prefkit.recipes.recipe import Claim, Experiment, Illustrated, Recipe
 from prefkit.report.plots import Plot, bars
@@ -49,7 +40,7 @@ def run(seed: int) -> Illustrated:
         place = torch.randint(EXPERTS, (BATCH,), generator=generator)
         return ring.imitation(model, experts[place], generator).mean()
 
-    models = {"SFT": ring.tune(base, imitate, updates=UPDATES, optimiser=torch.optim.AdamW)}
+    models: dict[str, torch.nn.Module] = {"SFT": ring.tune(base, imitate, updates=UPDATES, optimiser=torch.optim.AdamW)}
     for name, (margin, refreshed) in METHODS.items():
         models[name], figures[f"{name} active"] = rank(base, experts, margin, refreshed, generator)
     for name, model in models.items():
@@ -63,46 +54,33 @@ def run(seed: int) -> Illustrated:
 
 def rank(
     base: ring.Denoiser, experts: torch.Tensor, margin: float | None, refreshed: bool, generator: torch.Generator
-) -> tuple[ring.Denoiser, float]:
+) -> tuple[torch.nn.Module, float]:
     """Rank experts above the policy's own samples.
 
     Returns:
         The moving average of the trained weights, and the share of pairs that the threshold let through.
     """
-    policy, average = copy.deepcopy(base), copy.deepcopy(base)
-    buffer, active = TrajectoryBuffer(RUNS), []
-    stride = ring.STEPS // 20
+    loops: list[RankedDemonstrations] = []
+    active: list[float] = []
+
+    def draw(place: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return experts[torch.randint(EXPERTS, (len(place),), generator=generator)], None
 
     def loss(model: ring.Denoiser) -> torch.Tensor:
-        noise = torch.randn(RUNS, 2, generator=generator)
-        offsets = torch.randint(stride, (RUNS,), generator=generator)
-        buffer.push(sample(policy, noise, ring.SCHEDULE, count=20, offsets=offsets, clamp=3.0))
-        _, state, policy_noise, t = buffer.draw(BATCH, generator)
-        expert = experts[torch.randint(EXPERTS, (BATCH,), generator=generator)]
-        expert_noise = torch.randn(expert.shape, generator=generator)
-        both = torch.cat([ring.SCHEDULE.add_noise(expert, expert_noise, t), state])
-        trained = model(both, t.repeat(2)).chunk(2)
-        with torch.no_grad():
-            frozen = base(both, t.repeat(2)).chunk(2)
-        if margin is None:
-            noises = (expert_noise, policy_noise)
-            errors = [denoising_error(p, n) for side in (trained, frozen) for p, n in zip(side, noises, strict=True)]
-            active.append(1.0)
-            return dro_unclipped_loss(*errors).losses.mean()
-        found = dro_loss(trained[0], trained[1], frozen[0], frozen[1], expert_noise, policy_noise, margin=margin)
-        active.append(float(found.active.float().mean()))
-        return found.losses.mean()
+        if not loops:
+            refresh = 1 if refreshed else None
+            how: dict[str, Any] = {"margin": margin, "refresh": refresh, "buffer": RUNS, "clamp": 3.0}
+            loops.append(RankedDemonstrations(model, ring.SCHEDULE, **how))
+        loops[0].explore((RUNS, 2), generator)
+        value = loops[0].losses(draw, BATCH, generator).mean()
+        active.append(loops[0].active)
+        return value
 
     def after(number: int, model: ring.Denoiser) -> None:
-        decay = ema_decay(number)
-        with torch.no_grad():
-            for kept, now in zip(average.parameters(), model.parameters(), strict=True):
-                kept.lerp_(now, 1 - decay)
-        if refreshed:
-            policy.load_state_dict(model.state_dict())
+        loops[0].after_update()
 
     ring.tune(base, loss, updates=UPDATES, after=after, optimiser=torch.optim.AdamW)
-    return average, sum(active) / len(active)
+    return loops[0].average, sum(active) / len(active)
 
 
 def plot(figures: Mapping[str, Interval]) -> Plot:

@@ -17,12 +17,10 @@ from torch import Tensor
 
 from prefkit.diagnostics import Interval
 from prefkit.diffusion import (
+    AmplifiedPolicyGradient,
     RewardUncertainty,
     Trajectory,
     amplification,
-    amplified_clipped_loss,
-    ddim_step_with_logprob,
-    normalised_advantages,
     sample,
 )
 from prefkit.recipes import ring
@@ -145,35 +143,22 @@ def reinforce(
     """Policy gradients on a few transitions of each run, with a factor a sample."""
     model = copy.deepcopy(base).requires_grad_(True)
     steps = optimiser(model.parameters(), lr=rate)  # type: ignore[call-arg]  # every optimiser of torch takes it
-    alphas = ring.SCHEDULE.alphas_cumprod
+
+    def reward(filled: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+        z = gaussian_features(known, filled)
+        factors = torch.full((len(z),), 1.4 if how == "gamma 1.4" else 1.0)
+        return z @ weights, amplification(fitted.norm(z), k=K, b=B) if how == "uncertainty" else factors
+
+    loop = AmplifiedPolicyGradient(
+        model, ring.SCHEDULE, reward, steps=COUNT, transitions=TRAINED, refresh=1, clip_range=CLIP
+    )
     for _ in range(iterations):
         known = ring.points(BATCH, generator)[:, :1]
-        with torch.no_grad():
-            run = fill(model, known, generator)
-            z = gaussian_features(known, run.sample)
-            advantages, factors = normalised_advantages(z @ weights), torch.ones(BATCH)
-            if how == "gamma 1.4":
-                factors = torch.full((BATCH,), 1.4)
-            elif how == "uncertainty":
-                factors = amplification(fitted.norm(z), k=K, b=B)
-        # The last step has no density.
-        chosen = torch.randperm(COUNT - 1, generator=generator)[:TRAINED]
-        old = [transition(run.noises[place], run, place, alphas) for place in chosen.tolist()]
-        for place, before in zip(chosen.tolist(), old, strict=True):
-            eps = model(run.states[place], run.times[place], known)
-            now = transition(eps, run, place, alphas)
-            losses = amplified_clipped_loss(now, before, advantages, factors, clip_range=CLIP).losses
+        for losses in loop.losses((BATCH, 1), generator, known):
             steps.zero_grad()
             losses.mean().backward()  # type: ignore[no-untyped-call]  # torch's annotation is incomplete
             steps.step()
     return model
-
-
-def transition(eps: Tensor, run: Trajectory, place: int, alphas: Tensor) -> Tensor:
-    """Log-density of a step of a run under a prediction."""
-    t, then = run.times[place], run.times[place + 1]
-    step = ddim_step_with_logprob(eps, run.states[place], alphas[t], alphas[then], x_prev=run.states[place + 1])
-    return step.log_prob
 
 
 def plot(figures: Mapping[str, Interval]) -> Plot:

@@ -13,6 +13,7 @@ from prefkit.diagnostics import Evaluation, before_after, evaluate, run_report
 from prefkit.diffusion import (
     Codec,
     DiffusionScorer,
+    Exchanged,
     PipelineOptions,
     Rescored,
     caption_of,
@@ -50,6 +51,7 @@ class ImageRunConfig(Options):
     model: PipelineOptions = Field(description="the pipeline and its reference")
     data: DataOptions = Field(description="the comparisons")
     skip_bad: bool = Field(False, description="set unusable rows aside and go on; False stops at the first")
+    negative: bool = Field(False, description="learn what is disliked, for the negative branch of guidance")
     feedback: FeedbackOptions | None = Field(None, description="label by a scorer instead of people")
     pairing: PairingOptions = Field(default_factory=PairingOptions, description="how comparisons become pairs")
     objective: dict[str, Any] = Field({}, description="what is minimised: `kind` and its options; dpo with beta 5000")
@@ -152,11 +154,13 @@ def run_images(config: ImageRunConfig, *, resume: bool = False) -> ImageRunResul
     """
     check_data(config.data)
     training, held_out = (_judged(part, config) for part in comparisons(config.data))
-    assert training is not None
     wanted = dict(config.objective)
     if isinstance(training, Rescored) and wanted["kind"] == "smpo" and "score_range" not in wanted:
         low, high = training.score_range
         wanted["score_range"] = high - low
+    if config.negative:
+        training, held_out = (part if part is None else Exchanged(part) for part in (training, held_out))
+    assert training is not None
     objective = make_objective(wanted)
     scorer = load_pipeline(config.model, seed=config.training.seed)
     if not config.skip_bad:
