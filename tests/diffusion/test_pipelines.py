@@ -19,6 +19,7 @@ from prefkit.cli import app
 from prefkit.comparisons import Comparison, load_comparisons
 from prefkit.comparisons.formats.images import image
 from prefkit.comparisons.rows import user
+from prefkit.diagnostics import evaluate
 from prefkit.errors import OptionError, PrefkitError, RecordError
 from prefkit.objectives import make_objective
 from prefkit.training import TrainingOptions, fit
@@ -310,6 +311,50 @@ def test_a_damaged_image_stops_a_run_or_is_listed(
     assert json.loads(line)["line"] == 4
     with pytest.raises(OptionError, match="--skip-bad is for images"):
         command("train", "--data", "builtin", "--output", str(tmp_path / "text"), "--skip-bad")
+
+
+@pytest.mark.parametrize(
+    ("method", "figure"),
+    [
+        (
+            ["demonstrations", "--set", "method.margin=0.1", "--set", "method.steps=4", "--set", "method.experts=4"],
+            "active",
+        ),
+        (["truncated", "--set", "method.count=5", "--set", "method.steps=2"], "loss"),
+    ],
+)
+def test_training_without_pairs(method: list[str], figure: str, folders: dict[str, str], tmp_path: Path) -> None:
+    given = ["train", "--model", folders["sd"], "--data", parquet(tmp_path, bad=True), "--skip-bad"]
+    given += ["--set", f"method.kind={method[0]}", *method[1:], *FAST, *settings(data__held_out=0.0)]
+    with pytest.raises(OptionError, match=r"draws its batches without end: set training\.max_steps"):
+        command(*given, "--output", str(tmp_path / "endless"))
+    output = tmp_path / "run"
+    command(*given, "--output", str(output), *settings(training__max_steps=4, training__log_every=2))
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4]
+    assert all(figure in line for line in lines)
+    before, after = (d.load_pipeline(path).state_dict() for path in (folders["sd"], str(output / "model")))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert (output / "samples.png").is_file()
+    with pytest.raises(OptionError, match="is not resumed"):
+        command(*given, "--output", str(output), *settings(training__max_steps=4), "--resume")
+
+
+def test_a_negative_model_learns_what_is_disliked(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFKIT_CACHE", str(tmp_path / "cache"))
+    data = parquet(tmp_path)
+    given = ["train", "--model", folders["sd"], "--data", data, *FAST, *settings(data__held_out=0.0, report__samples=0)]
+    gains = {}
+    for negative in (False, True):
+        output = tmp_path / str(negative)
+        command(*given, "--output", str(output), *settings(negative=negative, training__epochs=4))
+        gains[negative] = json.loads((output / "metrics.jsonl").read_text().splitlines()[-1])
+        options = {"path": str(output / "model"), "reference": folders["sd"]}
+        scorer = d.load_pipeline(d.PipelineOptions.parse(options))
+        gains[negative] = evaluate(scorer, load_comparisons(data), reference=True).summary["reward_margin"].mean
+    assert gains[True] < 0 < gains[False]
 
 
 def test_pairs_by_path_and_a_missing_caption(folders: dict[str, str], tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from prefkit.diffusion.guidance import guided
 from prefkit.diffusion.inversion import reparametrised_x0
-from prefkit.diffusion.sampling import NoiseModel, move
+from prefkit.diffusion.sampling import NoiseModel, move, predicting_noise
 from prefkit.diffusion.schedules import Schedule, expand
 from prefkit.errors import OptionError, unknown
 
@@ -176,7 +176,7 @@ class TruncatedFineTuning:
     """The loop of truncated diffusion fine-tuning around any noise model.
 
     Args:
-        model: the student; predicts noise as `model(x_t, t, cond)`.
+        model: the student; called as `model(x_t, t, cond)`.
         schedule: variance-preserving.
         count: N, levels of the teacher's grid.
         steps: K, denoising steps of a run at most; each run takes between 1 and K.
@@ -266,7 +266,7 @@ class TruncatedFineTuning:
         else:
             index, begin = (self.count - 1) * ones, normal()
         found = truncated_rollout(
-            self.teacher,
+            predicting_noise(self.teacher, self.schedule),
             begin,
             index,
             self.schedule,
@@ -278,7 +278,7 @@ class TruncatedFineTuning:
         )
         later = integers(found.times + 1, self.schedule.steps * ones)
         x_s = renoise_from_state(found.x_t, alphas[found.times], alphas[later], normal())
-        predicted = self.model(x_s, later, cond)
+        predicted = predicting_noise(self.model, self.schedule)(x_s, later, cond)
         return tdft_loss(
             predicted, x_s, found.target, alphas[later], loss_type=self.loss_type, huber_c=self.huber_c
         ).losses

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -25,6 +27,7 @@ from prefkit.diffusion import (
 from prefkit.errors import OptionError, PrefkitError, RecordError
 from prefkit.objectives import make_objective
 from prefkit.options import Options
+from prefkit.recipes.image_loops import DemonstrationOptions, TruncatedOptions, run_loop
 from prefkit.recipes.run import DataOptions, comparisons, first_prompts
 from prefkit.report import Plot, Table, model_card, picture_grid
 from prefkit.training import FitResult, PairingOptions, TrainingOptions, fit, processes
@@ -51,6 +54,9 @@ class ImageRunConfig(Options):
     model: PipelineOptions = Field(description="the pipeline and its reference")
     data: DataOptions = Field(description="the comparisons")
     skip_bad: bool = Field(False, description="set unusable rows aside and go on; False stops at the first")
+    method: Annotated[DemonstrationOptions | TruncatedOptions, Field(discriminator="kind")] | None = Field(
+        None, description="train without pairs: `demonstrations` or `truncated`, in the place of `objective`"
+    )
     negative: bool = Field(False, description="learn what is disliked, for the negative branch of guidance")
     feedback: FeedbackOptions | None = Field(None, description="label by a scorer instead of people")
     pairing: PairingOptions = Field(default_factory=PairingOptions, description="how comparisons become pairs")
@@ -167,7 +173,10 @@ def run_images(config: ImageRunConfig, *, resume: bool = False) -> ImageRunResul
         training, held_out = _Strict(training), None if held_out is None else _Strict(held_out)
     captions = [caption_of(prompt) for prompt in first_prompts(training, config.report.samples)]
     first = processes.rank() == 0
+    begun = time.perf_counter()
     drawn = _draw(scorer, captions, config.report) if first and captions else None
+    if config.method is not None:
+        return _without_pairs(config, scorer, training, captions, drawn, begun, resume)
     if not config.skip_bad:
         scorer.codec = _StrictCodec(scorer.codec)
     before = _evaluate(scorer, held_out, config) if first and held_out is not None else None
@@ -194,6 +203,43 @@ def run_images(config: ImageRunConfig, *, resume: bool = False) -> ImageRunResul
         pictures = picture_grid(rows, title="The same captions and noise", columns=captions)
         pictures.figure.savefig(result.run.folder / "samples.png")
     return ImageRunResult(result, before, after, pictures, _report(config, wanted, result, before, after, pictures))
+
+
+def _without_pairs(
+    config: ImageRunConfig,
+    scorer: DiffusionScorer,
+    training: Iterable[Comparison],
+    captions: Sequence[str],
+    drawn: Any,
+    begun: float,
+    resume: bool,
+) -> ImageRunResult:
+    """A run of a loop that takes no pairs."""
+    assert config.method is not None
+    if resume or processes.count() > 1:
+        raise OptionError(f"method: {config.method.kind} runs in one process and is not resumed: choose a new folder")
+    skipped: list[RecordError] | None = [] if config.skip_bad else None
+    data = list(training)
+    run = run_loop(
+        scorer,
+        data,
+        config.method,
+        config.training,
+        output=Path(config.output),
+        config=config.model_dump(mode="json"),
+        skipped=skipped,
+    )
+    steps = config.training.max_steps or 0
+    seconds = time.perf_counter() - begun
+    result = FitResult(run, steps, seconds, len(data), len(skipped or ()), run.metrics[-1])
+    pictures = None
+    if drawn is not None:
+        trained = load_pipeline(saved_pipeline(config.model, str(run.model)))
+        rows = {"before": drawn, "after": _draw(trained, captions, config.report)}
+        pictures = picture_grid(rows, title="The same captions and noise", columns=captions)
+        pictures.figure.savefig(run.folder / "samples.png")
+    report = _report(config, {"kind": config.method.kind}, result, None, None, pictures)
+    return ImageRunResult(result, None, None, pictures, report)
 
 
 def saved_pipeline(options: PipelineOptions, path: str) -> PipelineOptions:
