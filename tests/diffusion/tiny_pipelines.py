@@ -168,6 +168,19 @@ def pixels() -> Any:
     )
 
 
+def inpainting() -> Any:
+    return diffusers.StableDiffusionInpaintPipeline(
+        vae=vae(),
+        text_encoder=text_encoder(),
+        tokenizer=tokenizer(),
+        unet=unet(in_channels=9, out_channels=4),
+        scheduler=diffusers.DDIMScheduler(**SCHEDULE, clip_sample=False, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
 STYLES = {
     "sd": stable_diffusion,
     "sd-v": lambda: stable_diffusion("v_prediction"),
@@ -183,7 +196,8 @@ def saved(style: str, folder: Path, seed: int = 0) -> str:
     """Folder of a new pipeline."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        STYLES[style]().save_pretrained(folder, safe_serialization=True)
+        made = inpainting() if style == "inpainting" else STYLES[style]()
+        made.save_pretrained(folder, safe_serialization=True)
     if style == "dit":  # as in the published folder, which diffusers does not write
         index = folder / "model_index.json"
         labels = {str(place): f"digit {place}" for place in range(10)}

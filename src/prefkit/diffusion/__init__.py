@@ -13,6 +13,7 @@ from prefkit.diffusion.guidance import (
     merge_negative_weights,
 )
 from prefkit.diffusion.images import caption_of, read_image, to_arrays, to_tensor
+from prefkit.diffusion.inpainting import InpaintingReward, Rewarded, inpainting_condition, with_empty_prompt
 from prefkit.diffusion.inversion import (
     CleanEstimate,
     Grid,
@@ -110,6 +111,7 @@ __all__ = [
     "Exchanged",
     "Grid",
     "ImageScorer",
+    "InpaintingReward",
     "InversionOptions",
     "MedianWins",
     "NegativeGuidance",
@@ -124,6 +126,7 @@ __all__ = [
     "RankingLosses",
     "Rescored",
     "RewardUncertainty",
+    "Rewarded",
     "Rollout",
     "Schedule",
     "ScoreOptions",
@@ -153,6 +156,7 @@ __all__ = [
     "few_step_times",
     "guidance_variance",
     "guided",
+    "inpainting_condition",
     "inpo_loss",
     "inversion_grid",
     "invert",
@@ -192,5 +196,6 @@ __all__ = [
     "to_tensor",
     "truncated_rollout",
     "win_rate_of",
+    "with_empty_prompt",
     "zero_terminal_snr",
 ]

@@ -104,6 +104,9 @@ class PipelineDenoiser(nn.Module):
 
 
 def _conditional_unet(model: Any, x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Any:
+    if "masked" in cond:
+        # An inpainting model sees the hole and what is around it beside the state.
+        x = torch.cat([x, cond["mask"], cond["masked"]], 1)
     added = {"text_embeds": cond["pooled"], "time_ids": cond["time_ids"]} if "time_ids" in cond else None
     return model(x, t, encoder_hidden_states=cond["prompt"], added_cond_kwargs=added)
 
@@ -159,7 +162,8 @@ class PipelineCodec:
         self.device = torch.device("cpu")
         self._known: dict[str, dict[str, Tensor]] = {}
         model = denoiser_of(pipeline)
-        channels = int(model.config.in_channels)
+        channels = int(model.config.in_channels if self.vae is None else self.vae.config.latent_channels)
+        self.inpainting = int(model.config.in_channels) == 2 * channels + 1
         side = resolution // _scale(self.vae)
         self.shape = (channels, side, side)
         for part in (self.vae, *self._encoders):
@@ -190,6 +194,10 @@ class PipelineCodec:
         channels = self.shape[0] if self.vae is None else int(self.vae.config.in_channels)
         size = (self.resolution, self.resolution)
         images = torch.stack(images_of(comparison, size, channels, same_size=self.same_size))
+        if self.inpainting:
+            raise RecordError(
+                "this pipeline fills in holes, and comparisons of images have no masks; see inpainting_condition"
+            )
         mean, std = self._latents(images)
         bad = [place for place, one in enumerate(mean) if not bool(torch.isfinite(one.to(self.dtype)).all())]
         if bad:
@@ -242,6 +250,11 @@ class PipelineCodec:
         scale, shift = _scaling(self.vae)
         mean = (found.mean.float() - shift) * scale
         return mean, found.std.float() * scale if self.posterior else None
+
+    def latents(self, images: Tensor) -> Tensor:
+        """Latents of images in [-1, 1], the mean of the posterior."""
+        self.wake(self.device)
+        return self._latents(images)[0].to(self.device)
 
     @torch.no_grad()
     def decode(self, x: Tensor) -> Tensor:
