@@ -317,7 +317,7 @@ def test_every_format_is_tested() -> None:
         "columns", "openrlhf", "trl_unpaired", "trl_stepwise", "prm800k", "math_shepherd", "pku_saferlhf", "pandalm",
         "helpsteer", "prism_utterances", "openassistant", "fastchat_pairs", "fastchat_grades", "arena_hard", "pickapic",
         "hpd", "redial", "interactions", "trajectory_arrays", "trajectory_index", "trajectory_pool", "imitation",
-        "tpo", "curriculum", "forum", "rpr", "written_feedback", "candidates", "opinpref",
+        "tpo", "curriculum", "forum", "rpr", "written_feedback", "candidates", "opinpref", "image_pairs",
     }  # fmt: skip
     assert {*TWO_SIDED, *CHOSEN} | elsewhere == set(FORMATS)
 
@@ -929,6 +929,18 @@ def test_pickapic() -> None:
     labelled = {**row, "label_0": 1, "label_1": 0}
     assert "no judgement" in problems({**labelled, "has_label": False})[0]
     assert "images are equal" in problems({**labelled, "are_different": False})[0]
+
+
+@pytest.mark.parametrize("sides", [("chosen_image", "rejected_image"), ("image_chosen", "image_rejected")])
+@pytest.mark.parametrize("caption", ["caption", "prompt"])
+def test_image_pairs(caption: str, sides: tuple[str, str]) -> None:
+    row = {caption: "a red fox", sides[1]: {"bytes": b"1", "path": None}, sides[0]: "a.png", "rewards": [2.0, 1.0]}
+    comparisons = load_comparisons([row], on_bad="error")
+    assert comparisons.format == "image_pairs"
+    (comparison,) = comparisons
+    assert said(comparison.responses[pairs(comparison)[0].chosen]) == [{"type": "image", "image": "a.png"}]
+    assert comparison.extra == {"rewards": [2.0, 1.0]}
+    assert "is null" in problems({**row, sides[1]: None})[0]
 
 
 def test_hpd() -> None:

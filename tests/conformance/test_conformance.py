@@ -34,6 +34,12 @@ PASSING = {
     "dissecting": None,
     "ranking-accuracy": None,
     "value-drifts": None,
+    "diffusion-dpo": None,
+    "smpo-diffusion": None,
+    "inpo": None,
+    "diffusion-dro": None,
+    "self-npo": None,
+    "prefpaint": None,
     "rso": {"sigmoid_norm_loss", "hinge_norm_loss", "hinge_loss", "slic_loss"},
 }
 

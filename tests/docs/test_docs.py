@@ -17,6 +17,7 @@ PACKAGES = [
     "assets",
     "comparisons",
     "diagnostics",
+    "diffusion",
     "language",
     "objectives",
     "preference",

@@ -22,7 +22,7 @@ from prefkit.objectives import (
     make_objective,
 )
 
-ELSEWHERE = ("lcpo", "madpo", "reward_model_margin", "beta_dpo", "osp", "tdpo1", "tdpo2", "sparsepo", "mapo")
+ELSEWHERE = ("lcpo", "madpo", "reward_model_margin", "smpo", "beta_dpo", "osp", "tdpo1", "tdpo2", "sparsepo", "mapo")
 """Methods with state, or with more data than pairs, which have tests of their own."""
 SORTED = {"aot", "aot_unpaired"}  # losses of quantiles, not of pairs
 # Auxiliary terms have tests of their own: soft labels do not touch them, and some need further texts.
@@ -117,6 +117,7 @@ NEEDS = {kind: {"reference"} for kind in (*PAIRWISE, *SORTED, "bco", "plackett_l
     "rationale_simpo": set(),
     "lcpo": {"reference"},
     "madpo": {"reference", "margins"},
+    "smpo": {"reference", "margins"},
     "beta_dpo": {"reference"},
     "calibration": {"ratings"},
     "plr": {"reference", "ratings"},

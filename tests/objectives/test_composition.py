@@ -12,9 +12,9 @@ PAIRS, LISTS, METHODS = (
     list(cells()) for cells in (composition.pair_cells, composition.list_cells, composition.preset_cells)
 )
 REWARDS = composition.CATALOGUE["reward"]
-SATURATED = {("sppo", "latent")}
-"""SPPO's losses of the two labels are a thousand nats apart, so that the posterior of a label is 0 or 1 and nothing is
-left to learn: the loss is 0, which is what the page of LCPO warns of."""
+SATURATED = {("sppo", "latent"), ("smpo", "latent")}
+"""Their losses of the two labels are a thousand nats apart (SmPO's beta is made for denoising errors), so that the
+posterior of a label is 0 or 1 and nothing is left to learn: the loss is 0, which is what the page of LCPO warns of."""
 
 
 def named(cells: list[tuple[Cell, Outcome, Outcome]]) -> Iterator[object]:

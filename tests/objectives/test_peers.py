@@ -113,6 +113,7 @@ ELSEWHERE = {
     "test_rationales": {"rationale_dpo", "rationale_orpo", "rationale_simpo"},
     "test_values": {"vpo"},
     "test_degree": {"spo"},
+    "test_smoothed": {"smpo"},
     "test_token_level": {"tdpo1", "tdpo2", "sparsepo", "mapo"},
 }
 """Methods that read more than the scores of whole responses, or hold state, and the module that tests each."""

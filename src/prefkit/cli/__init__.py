@@ -17,6 +17,7 @@ from prefkit.cli.leaderboard import leaderboard
 from prefkit.cli.measure import evaluate, score
 from prefkit.cli.recipes import recipes, reproduce
 from prefkit.cli.rewarded import mine, strength
+from prefkit.cli.sample import sample
 from prefkit.cli.scaling import scaling
 from prefkit.cli.train import train
 from prefkit.errors import PrefkitError
@@ -28,7 +29,20 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for command in (demo, train, compare, evaluate, score, leaderboard, recipes, reproduce, scaling, audit, advise):
+for command in (
+    demo,
+    train,
+    compare,
+    evaluate,
+    score,
+    sample,
+    leaderboard,
+    audit,
+    advise,
+    recipes,
+    reproduce,
+    scaling,
+):
     app.command()(command)
 data.command()(strength)
 data.command()(mine)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
@@ -157,6 +157,13 @@ def evaluate(
     max_length: MaxLength = None,
     precision: Precision = "fp32",
     limit: Limit = None,
+    scorer: Annotated[
+        str | None,
+        typer.Option(help="Pipelines: draw the captions, and give the win rate against --reference by `clip:FOLDER`."),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Pipelines: steps of the sampler.")] = 25,
+    guidance: Annotated[float, typer.Option(help="Pipelines: scale of classifier-free guidance.")] = 7.5,
+    seeds: Annotated[int, typer.Option(min=1, help="Pipelines: images a caption.")] = 1,
 ) -> None:
     """Measure how well a model ranks the responses of comparisons.
 
@@ -164,6 +171,9 @@ def evaluate(
     the changes of chosen and rejected log-probabilities; all with 95% intervals over prompts.
 
     Of a reward model it is the accuracy with which its rewards rank.
+
+    Of a pipeline of diffusers it is the same, with minus the denoising error for the log-probability; or, with
+    --scorer, the win rate of its images for the captions of the file against those of the reference.
 
     Examples:
 
@@ -174,7 +184,21 @@ def evaluate(
         prefkit evaluate my-model llmbar.jsonl.gz --benchmark llmbar --as judge
 
         prefkit evaluate runs/rm/model reversals.jsonl --contexts criterion
+
+        prefkit evaluate runs/sd/model test.parquet --reference sd-folder --scorer clip:pickscore-folder
     """
+    from prefkit.diffusion import is_pipeline
+
+    if is_pipeline(model):
+        reading = _Reading(file, data_format, limit, batch_size, output)
+        if scorer is None:
+            _evaluate_pipeline(model, reference, pairs, reading)
+        else:
+            _win_rate(model, reference, scorer, _Drawing(steps, guidance, seeds), reading)
+        return
+    if scorer is not None:
+        raise OptionError(f"--scorer is for pipelines of diffusers, and {model} is none")
+
     from peft import PeftModel
 
     from prefkit import diagnostics
@@ -182,7 +206,7 @@ def evaluate(
     from prefkit.language import RewardScorer
     from prefkit.preference import DomainReward
 
-    scorer = _features(model) or _scorer(model, reference, max_length, precision, too_long)
+    ranked = _features(model) or _scorer(model, reference, max_length, precision, too_long)
     if sum((benchmark is not None, contexts is not None, style)) > 1:
         raise OptionError("--benchmark, --contexts and --style exclude one another: give one")
     if benchmark is None and tie_margin:
@@ -190,15 +214,15 @@ def evaluate(
     if benchmark is not None or contexts is not None or style:
         if pairs is not None:
             raise OptionError("--pairs does not apply to --benchmark, --contexts and --style")
-        how = _measured(scorer, reference, measured, followups)
+        how = _measured(ranked, reference, measured, followups)
         if benchmark is not None:
-            ranker = _ranker(scorer, how, followups, batch_size)
+            ranker = _ranker(ranked, how, followups, batch_size)
             _show_benchmark(benchmark, ranker, how, model, file, data_format, limit, tie_margin, output)
             return
         if how is Measured.JUDGE:
             raise OptionError("--as judge goes with --benchmark: a judge gives no scores")
         comparisons = load_comparisons(file, format=data_format, limit=limit)
-        found = _in_contexts_or_style(_scored_by(scorer, how, followups, batch_size), comparisons, contexts)
+        found = _in_contexts_or_style(_scored_by(ranked, how, followups, batch_size), comparisons, contexts)
         Console().print(found.table(f"{model} ({how.value}) on {file}"))
         if output is not None:
             output.write_text(json.dumps(found.to_dict(), indent=1), encoding="utf-8")
@@ -207,17 +231,17 @@ def evaluate(
     for name, given in (("as", measured), ("followups", followups)):
         if given is not None:
             raise OptionError(f"--{name} goes with --benchmark, --contexts or --style")
-    if isinstance(scorer, DomainReward):
+    if isinstance(ranked, DomainReward):
         raise OptionError(
             "a reward on features is measured with --benchmark, --contexts or --style; `prefkit features fit` measures "
             "it on held-out prompts"
         )
     comparisons = load_comparisons(file, format=data_format, limit=limit)
-    rewards = isinstance(scorer, RewardScorer)
-    compared = not rewards and (reference is not None or isinstance(scorer.policy, PeftModel))
+    rewards = isinstance(ranked, RewardScorer)
+    compared = not rewards and (reference is not None or isinstance(ranked.policy, PeftModel))
     with Progress(transient=True) as progress:
         watched = progress.track(comparisons, description="evaluating")
-        result = diagnostics.evaluate(scorer, watched, reference=compared, batch_size=batch_size, per_token=not rewards)
+        result = diagnostics.evaluate(ranked, watched, reference=compared, batch_size=batch_size, per_token=not rewards)
     console = Console()
     console.print(result.table(f"{model} on {file}"))
     if output is not None:
@@ -367,6 +391,79 @@ def _followup_scorer(scorer: LanguageScorer | RewardScorer, bank: str) -> Follow
     if isinstance(scorer, RewardScorer):
         raise OptionError("--followups needs a language model: a reward model gives no likelihood")
     return FollowupScorer(scorer, None if bank == "default" else FollowupBank.read(Path(bank)))
+
+
+class _Reading(NamedTuple):
+    """What is evaluated, and where the figures go."""
+
+    file: str
+    data_format: str | None
+    limit: int | None
+    batch_size: int
+    output: Path | None
+
+
+class _Drawing(NamedTuple):
+    """How a pipeline draws."""
+
+    steps: int
+    guidance: float
+    seeds: int
+
+
+def _evaluate_pipeline(model: str, reference: str | None, pairs: Path | None, reading: _Reading) -> None:
+    """How well a pipeline ranks images."""
+    from prefkit import diagnostics
+    from prefkit.comparisons import load_comparisons
+    from prefkit.diffusion import PipelineOptions, load_pipeline
+
+    scorer = load_pipeline(PipelineOptions.parse({"path": model, "reference": reference}, "model")).eval()
+    comparisons = load_comparisons(reading.file, format=reading.data_format, limit=reading.limit)
+    with Progress(transient=True) as progress:
+        watched = progress.track(comparisons, description="evaluating")
+        result = diagnostics.evaluate(
+            scorer, watched, reference=reference is not None, batch_size=reading.batch_size, per_token=False
+        )
+    console = Console()
+    console.print(result.table(f"{model} on {reading.file}"))
+    if reading.output is not None:
+        reading.output.write_text(json.dumps(result.to_dict(), indent=1), encoding="utf-8")
+    if pairs is not None:
+        pairs.write_text(result.pairs_table().csv(), encoding="utf-8")
+    _list_skipped(console, result.skipped, comparisons)
+
+
+def _win_rate(model: str, reference: str | None, scorer: str, drawing: _Drawing, reading: _Reading) -> None:
+    """How often a pipeline's images are better than the reference's, for the captions of a file."""
+    from prefkit.comparisons import load_comparisons
+    from prefkit.diffusion import caption_of, draw_images, load_pipeline, make_scorer, win_rate_of
+    from prefkit.report.cells import plain
+
+    if reference is None:
+        raise OptionError("a win rate compares two pipelines: give --reference")
+    judge = make_scorer(scorer)
+    comparisons = load_comparisons(reading.file, format=reading.data_format, limit=reading.limit)
+    captions = list(dict.fromkeys(caption_of(comparison.prompt_of(0)) for comparison in comparisons))
+    asked = [(caption, seed) for caption in captions for seed in range(drawing.seeds)]
+    told, seeds = [caption for caption, _ in asked], [seed for _, seed in asked]
+    drawn = [
+        draw_images(
+            load_pipeline(path),
+            told,
+            seeds,
+            steps=drawing.steps,
+            guidance=drawing.guidance,
+            batch_size=reading.batch_size,
+        )
+        for path in (model, reference)
+    ]
+    result = win_rate_of(judge, drawn[0], drawn[1], told)
+    console = Console()
+    console.print(result.table(f"{model} against {reference} by {scorer}, {len(asked)} images"))
+    if reading.output is not None:
+        found = {"win_rate": result.rate, "gain": result.gain, "captions": result.captions, "scores": result.scores}
+        reading.output.write_text(json.dumps(plain(found), indent=1), encoding="utf-8")
+    _list_skipped(console, (), comparisons)
 
 
 def _scorer(

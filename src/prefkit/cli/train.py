@@ -1,9 +1,10 @@
-"""`prefkit train`: align a language model on comparisons."""
+"""`prefkit train`: align a language model, or a diffusion pipeline, on comparisons."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -11,7 +12,8 @@ from rich.console import Console
 from prefkit.errors import OptionError
 
 if TYPE_CHECKING:
-    from prefkit.recipes.run import RunConfig
+    from prefkit.recipes.run import RunConfig, RunResult
+    from prefkit.recipes.run_images import ImageRunResult
 
 
 def train(
@@ -24,8 +26,11 @@ def train(
         list[str] | None, typer.Option("--set", help="An option by its dotted name, such as `objective.beta=0.2`.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Images: set unusable rows aside and go on, instead of stopping.")
+    ] = False,
 ) -> None:
-    """Align a language model on comparisons.
+    """Align a language model, or a pipeline of diffusers, on comparisons.
 
     Writes a run folder: the trained `model/`, `metrics.jsonl`, `checkpoints/`, `skipped.jsonl` and `report.html`.
 
@@ -36,13 +41,37 @@ def train(
         prefkit train --model builtin --data pairs.jsonl --objective ipo --output runs/ipo --set data.held_out=0.1
 
         prefkit train --model M --data D --output runs/lora --set model.lora.rank=8 --set training.learning_rate=1e-5
+
+        prefkit train --model sd-folder --data pairs.parquet --output runs/sd --set model.lora.rank=8 --skip-bad
     """
-    from prefkit.recipes.run import read_config
+    from prefkit.recipes.run import RunConfig, read_values
 
     if config is None and data is None:
         raise OptionError("give a YAML file, or --data and --output")
     given = {"model.path": model, "data.path": data, "objective.kind": objective, "output": output}
-    show_run(read_config(config, settings or (), given), resume=resume)
+    values = read_values(config, settings or (), given)
+    if not _of_images(values):
+        if skip_bad:
+            raise OptionError("--skip-bad is for images; rows of texts that cannot be used are always set aside")
+        show_run(RunConfig.parse(values), resume=resume)
+        return
+    from prefkit.recipes.run_images import ImageRunConfig, run_images
+
+    values["model"] = {**values["model"], "kind": "diffusion"}
+    values["skip_bad"] = skip_bad or values.get("skip_bad", False)
+    shown = run_images(ImageRunConfig.parse(values), resume=resume)
+    if shown is not None:
+        _show(shown)
+
+
+def _of_images(values: Mapping[str, Any]) -> bool:
+    """Whether the model is a pipeline: by its kind, or by what is in its folder."""
+    from prefkit.diffusion import is_pipeline
+
+    model = values.get("model")
+    if not isinstance(model, Mapping):
+        return False
+    return model.get("kind") == "diffusion" or ("kind" not in model and is_pipeline(str(model.get("path", ""))))
 
 
 def show_run(config: RunConfig, *, resume: bool = False) -> None:
@@ -50,8 +79,11 @@ def show_run(config: RunConfig, *, resume: bool = False) -> None:
     from prefkit.recipes.run import run
 
     result = run(config, resume=resume)
-    if result is None:
-        return
+    if result is not None:
+        _show(result)
+
+
+def _show(result: RunResult | ImageRunResult) -> None:
     console = Console()
     for table in result.tables():
         console.print(table)

@@ -94,6 +94,7 @@ from prefkit.objectives.noise import (
     StrengthLabels,
     conservative,
     flip_preferences,
+    flipped,
     gradient_weights,
     induced_log_odds,
     robust,
@@ -122,6 +123,7 @@ from prefkit.objectives.rewards import (
 )
 from prefkit.objectives.scorer import (
     SCORED,
+    DrawsNoise,
     Encoded,
     HasLayers,
     HasStates,
@@ -146,6 +148,13 @@ from prefkit.objectives.scores import (
 )
 from prefkit.objectives.self_play import gpo_loss, gpo_pair_loss
 from prefkit.objectives.sides import apo_down, apo_zero, bco_pair, dpop, nca, sppo
+from prefkit.objectives.smoothed import (
+    SmoothedPreference,
+    Smoothing,
+    smoothed_logistic,
+    smoothed_preference_prob,
+    smoothing_coefficients,
+)
 from prefkit.objectives.tabular import (
     Calibrated,
     CalibrationIdentity,
@@ -187,6 +196,7 @@ __all__ = [
     "Companions",
     "DemonstrationObjective",
     "DemonstrationScores",
+    "DrawsNoise",
     "Encoded",
     "Flips",
     "Form",
@@ -221,6 +231,8 @@ __all__ = [
     "Scorer",
     "Scores",
     "SelfSupervisedDegree",
+    "SmoothedPreference",
+    "Smoothing",
     "Stateful",
     "StepScores",
     "StrengthLabels",
@@ -270,6 +282,7 @@ __all__ = [
     "exo",
     "flip_preferences",
     "flip_weakest",
+    "flipped",
     "gae",
     "gpo_loss",
     "gpo_pair_loss",
@@ -346,7 +359,10 @@ __all__ = [
     "sinkhorn_codes",
     "slic_hinge_loss",
     "slic_loss",
+    "smoothed_logistic",
+    "smoothed_preference_prob",
     "smoothed_reward_loss",
+    "smoothing_coefficients",
     "soft_labels",
     "sparsepo_loss",
     "sparsity",

@@ -35,13 +35,14 @@ from prefkit.objectives.regularisers import IMITATION, REGULARISERS
 from prefkit.objectives.rewards import REWARDS
 from prefkit.objectives.scores import Form
 from prefkit.objectives.sides import SIDES
+from prefkit.objectives.smoothed import SMOOTHED
 from prefkit.objectives.transport import TRANSPORT
 from prefkit.objectives.unpaired import UTILITIES
 from prefkit.objectives.weights import WEIGHTS
 
 CATALOGUE: Mapping[str, Mapping[str, Part]] = {
     "reward": REWARDS,
-    "link": {**LINKS, **SIDES, **TRANSPORT, **BATCH_LINKS, **STRENGTH_LINKS},
+    "link": {**LINKS, **SIDES, **TRANSPORT, **BATCH_LINKS, **STRENGTH_LINKS, **SMOOTHED},
     "noise": {**NOISE, **LATENT},
     "weights": {**WEIGHTS, **ADAPTIVE_WEIGHTS},
     "regularisers": REGULARISERS,
@@ -277,6 +278,14 @@ PRESETS: Mapping[str, Preset] = {
         {"reward": "log_ratio", "link": "logistic", "auxiliary": ["value"]},
         {"beta": 0.1, "alpha": 0.1, "sign": -1},
         "beta as DPO; alpha is this library's, the paper's being unknown for offline data",
+    ),
+    "smpo": Preset(
+        "pairs",
+        "DPO whose margins count as far as a scorer finds the two samples different",
+        "Lu et al. 2025 (SmPO-Diffusion), arXiv 2506.02698",
+        {"reward": "log_ratio", "link": "smoothed_logistic"},
+        {"beta": 2000.0, "sensitivity": 10.0, "score_range": 1.0},
+        "the authors' code, for Stable Diffusion 1.5; score_range is that of the data",
     ),
     "exo": Preset(
         "pairs",

@@ -21,8 +21,8 @@ from prefkit.errors import RecordError
 from prefkit.objectives.scores import ResponseScores, TokenScores
 
 Encoded = Mapping[str, Any]
-"""The responses of one comparison, encoded by a domain: a flat mapping of names to numbers and (nested) lists of
-numbers that Arrow can hold. It says everything that scoring needs; the judgement is kept beside it by the caller."""
+"""The responses of one comparison, encoded by a domain: a flat mapping of names to numbers, bytes and (nested) lists of
+them that Arrow can hold. It says everything that scoring needs; the judgement is kept beside it by the caller."""
 
 Inputs = Mapping[str, Tensor]
 """A collated batch as the scorer's forward pass takes it: tensors only, so that it moves between devices and
@@ -157,6 +157,23 @@ class MixesInputs(Protocol):
     """A scorer that mixes the policy's predictions into its inputs, as `residual` says."""
 
     residual: TemporalResidual
+
+
+@runtime_checkable
+class DrawsNoise(Protocol):
+    """A scorer that draws something at random in every forward pass, on which policy and reference are compared.
+
+    The reference cannot be scored beforehand, so the forward pass gives both scores. The draws of an update follow from
+    its number, so that a run which is resumed has the same.
+    """
+
+    def use_reference(self, wanted: bool) -> None:
+        """Give the reference's scores with the policy's from now on, or not; before training begins."""
+        ...
+
+    def begin(self, step: int) -> None:
+        """An update of the model begins; `step` were made before it."""
+        ...
 
 
 def encode_all(

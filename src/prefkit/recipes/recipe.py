@@ -42,7 +42,20 @@ class Claim:
     text: str
     measured: str
     baseline: str
-    holds: Callable[[NDArray[np.float64], NDArray[np.float64]], bool]
+    holds: Callable[[NDArray[np.float64], NDArray[np.float64]], bool | np.bool]
+
+
+@dataclass(frozen=True)
+class Illustrated:
+    """What one seed measured, with pictures of it; those of the first seed are kept.
+
+    Args:
+        figures: by name.
+        pictures: by name of the file, without its ending.
+    """
+
+    figures: Figures
+    pictures: Mapping[str, Plot]
 
 
 @dataclass(frozen=True)
@@ -50,14 +63,14 @@ class Experiment:
     """A small reproduction of what a paper claims.
 
     Args:
-        run: measures the figures of one seed; the same seed gives the same figures.
+        run: measures the figures of one seed, and may draw pictures; the same seed gives the same figures.
         claims: what is checked.
         plot: draws the figures, given by name with their intervals over seeds.
         seeds: number of seeds of the full form.
         quick_seeds: number of seeds of the short form.
     """
 
-    run: Callable[[int], Figures]
+    run: Callable[[int], Figures | Illustrated]
     claims: Sequence[Claim]
     plot: Callable[[Mapping[str, Interval]], Plot]
     seeds: int = 10
@@ -109,12 +122,14 @@ class Reproduction:
         figures: each figure by name, one value a seed.
         verdicts: one a claim.
         seconds: wall time.
+        pictures: what the first seed looked like, by name.
     """
 
     recipe: Recipe
     figures: Mapping[str, Sequence[float]]
     verdicts: Sequence[Verdict]
     seconds: float
+    pictures: Mapping[str, Plot] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -132,7 +147,7 @@ class Reproduction:
         return _experiment(self.recipe).plot(_intervals(self.figures))
 
     def write(self, folder: Path) -> None:
-        """Write `result.json` and `plot.svg` to a folder, which is made if it does not exist."""
+        """Write `result.json`, `plot.svg` and the pictures to a folder, which is made if it does not exist."""
         folder.mkdir(parents=True, exist_ok=True)
         result = {
             "recipe": self.recipe.slug,
@@ -152,7 +167,8 @@ class Reproduction:
             },
         }
         (folder / "result.json").write_text(json.dumps(plain(result), indent=2) + "\n", encoding="utf-8")
-        self.plot().figure.savefig(folder / "plot.svg", metadata={"Date": None})
+        for name, plot in {"plot": self.plot(), **self.pictures}.items():
+            plot.figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
 
 
 def reproduce(
@@ -179,7 +195,14 @@ def reproduce(
     if seeds < 1:
         raise PrefkitError(f"seeds must be at least 1, got {seeds}")
     start = time.perf_counter()
-    runs = [experiment.run(seed) for seed in track(range(seeds))]
+    pictures: Mapping[str, Plot] = {}
+    runs: list[Figures] = []
+    for seed in track(range(seeds)):
+        found = experiment.run(seed)
+        if isinstance(found, Illustrated):
+            pictures = pictures or found.pictures
+            found = found.figures
+        runs.append(found)
     figures = {name: [run[name] for run in runs] for name in runs[0]}
     intervals = _intervals(figures)
     verdicts = [
@@ -191,7 +214,7 @@ def reproduce(
         )
         for claim in experiment.claims
     ]
-    return Reproduction(recipe, figures, verdicts, time.perf_counter() - start)
+    return Reproduction(recipe, figures, verdicts, time.perf_counter() - start, pictures)
 
 
 def _intervals(figures: Mapping[str, Sequence[float]]) -> dict[str, Interval]:

@@ -158,6 +158,17 @@ def read_options(
     Raises:
         OptionError: an option is unknown, out of range or missing.
     """
+    return kind.parse(read_values(path, settings, given))
+
+
+def read_values(
+    path: Path | None, settings: Sequence[str] = (), given: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The values of options as they were given; see `read_options`.
+
+    Raises:
+        OptionError: the file cannot be read, or a setting is none.
+    """
     values: dict[str, Any] = {}
     if path is not None:
         try:
@@ -177,7 +188,7 @@ def read_options(
         if not found:
             raise OptionError(f"--set takes name=value, got '{setting}'")
         _put(values, name.strip(), _scalar(value))
-    return kind.parse(values)
+    return values
 
 
 def load(options: ModelOptions, encoding: EncodingOptions, seed: int = 0) -> LanguageScorer | RewardScorer:

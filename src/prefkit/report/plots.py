@@ -303,6 +303,69 @@ def scatter(
     return _finish(figure, axes, Table([x_label, y_label], rows, title), legend=False)
 
 
+def panels(points: Mapping[str, ArrayLike], *, title: str, x: str = "", y: str = "", shown: int = 800) -> Plot:
+    """Clouds of points side by side on common axes, such as samples before and after training.
+
+    Args:
+        points: name of each panel and its points `[n, 2]`.
+        title: what the plot shows.
+        x: label of the horizontal axes.
+        y: label of the vertical axes.
+        shown: points of a panel at most, the first ones.
+
+    Raises:
+        PrefkitError: there is nothing to draw, or a panel holds no finite points in the plane.
+    """
+    _some(points, title)
+    clouds = {name: np.asarray(cloud, dtype=np.float64)[:shown] for name, cloud in points.items()}
+    for name, cloud in clouds.items():
+        if cloud.ndim != 2 or cloud.shape[1] != 2 or not len(cloud) or not np.isfinite(cloud).all():
+            raise PrefkitError(f"panel '{name}' of plot '{title}' needs finite points [n, 2]")
+    figure = Figure(figsize=(2.3 * len(clouds), 2.8), layout="constrained", dpi=110)
+    figure.suptitle(title, color=INK, fontsize=11, x=0.01, ha="left")
+    axes = np.atleast_1d(figure.subplots(1, len(clouds), sharex=True, sharey=True))
+    for place, (name, cloud), colour in zip(axes, clouds.items(), _colours(clouds), strict=True):
+        place.scatter(*cloud.T, s=4, color=colour, alpha=0.5, linewidth=0, rasterized=True)
+        place.set_title(name, color=INK, fontsize=9, parse_math=False)
+        place.set_aspect("equal")
+        place.tick_params(colors=INK, labelsize=8)
+        place.set_xlabel(x, color=INK, fontsize=9, parse_math=False)
+    axes[0].set_ylabel(y, color=INK, fontsize=9, parse_math=False)
+    rows = [[name, *point] for name, cloud in clouds.items() for point in cloud.tolist()]
+    return Plot(figure, Table(["panel", x or "x", y or "y"], rows, title))
+
+
+def picture_grid(rows: Mapping[str, ArrayLike], *, title: str, columns: Sequence[str] = ()) -> Plot:
+    """Images in rows, such as samples before and after training from the same noise.
+
+    Args:
+        rows: name of each row and its images, `[n, height, width]` or `[n, height, width, 3]`, values in [0, 1].
+        title: what the images are.
+        columns: captions of the columns.
+
+    Raises:
+        PrefkitError: there are no images, or rows differ in length.
+    """
+    _some(rows, title)
+    pictures = {name: np.asarray(images, dtype=np.float64).clip(0, 1) for name, images in rows.items()}
+    counts = {len(images) for images in pictures.values()}
+    if len(counts) > 1 or counts == {0} or (columns and len(columns) not in counts):
+        raise PrefkitError(f"rows of '{title}' need one number of images, at least 1, and a caption each or none")
+    (count,) = counts
+    figure = Figure(figsize=(1.0 + 1.1 * count, 0.5 + 1.2 * len(pictures)), layout="constrained", dpi=110)
+    figure.suptitle(title, color=INK, fontsize=11, x=0.01, ha="left")
+    axes = figure.subplots(len(pictures), count, squeeze=False)
+    for line, (name, images) in zip(axes, pictures.items(), strict=True):
+        for column, (place, image) in enumerate(zip(line, images, strict=True)):
+            place.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            place.set(xticks=[], yticks=[])
+            if line is axes[0] and columns:
+                place.set_title(columns[column][:24], color=INK, fontsize=7, parse_math=False)
+        line[0].set_ylabel(name, color=INK, fontsize=9, parse_math=False)
+    means = [[name, *(float(image.mean()) for image in images)] for name, images in pictures.items()]
+    return Plot(figure, Table(["row", *(f"mean of {place + 1}" for place in range(count))], means, title))
+
+
 def _axes(title: str, x: str, y: str, *, width: float = 6.4, height: float = 3.4) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained", dpi=110)
     axes = figure.add_subplot()

@@ -20,7 +20,7 @@ from transformers import TrainingArguments
 
 from prefkit.comparisons import Comparison
 from prefkit.errors import OptionError
-from prefkit.objectives import SCORED, Objective, PairObjective, Scorer
+from prefkit.objectives import SCORED, DrawsNoise, Objective, PairObjective, Scorer
 from prefkit.training import checkpoints, processes
 from prefkit.training.data import TrainingData, prepare
 from prefkit.training.memory import steady_memory
@@ -100,6 +100,8 @@ def fit(
     _check_weights(objective, options)
     scorer.provide(objective.needs & SCORED)
     objective.equip(scorer)
+    if isinstance(scorer, DrawsNoise):
+        scorer.use_reference("reference" in objective.needs)
     arguments = _arguments(options, run, evaluation is not None)
     processes.in_first(lambda: _open(run, config, options, resume))
 
@@ -122,7 +124,7 @@ def fit(
             skipped=run.folder / "skipped.jsonl",
             progress=options.progress,
         )
-        if "reference" in objective.needs:
+        if "reference" in objective.needs and not isinstance(scorer, DrawsNoise):
             data.reference = reference_scores(
                 scorer,
                 data,

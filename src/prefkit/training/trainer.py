@@ -34,7 +34,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_utils import EvalLoopOutput
 
 from prefkit.errors import PrefkitError
-from prefkit.objectives import SCORED, Objective, ResponseScores, Scorer
+from prefkit.objectives import SCORED, DrawsNoise, Objective, ResponseScores, Scorer
 from prefkit.training import checkpoints, processes
 from prefkit.training.data import Batch, Batches, TrainingData
 from prefkit.training.metrics import Meter, measure
@@ -368,6 +368,8 @@ class _Course(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._trainer.objective.advance(state.global_step)
+        if isinstance(self._trainer.scorer, DrawsNoise):
+            self._trainer.scorer.begin(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         # Before a checkpoint is written, so that the state of the objective in it is that of the step.

@@ -48,6 +48,27 @@ def _pickapic(row: Row, options: Options) -> Iterator[Comparison]:
     )
 
 
+_SIDES = (("chosen_image", "rejected_image"), ("image_chosen", "image_rejected"))
+
+
+def _sides(row: Mapping[str, Any]) -> tuple[str, str] | None:
+    return next((sides for sides in _SIDES if all(side in row for side in sides)), None)
+
+
+def _pair(row: Row, options: Options) -> Iterator[Comparison]:
+    chosen, rejected = _sides(row) or _SIDES[0]
+    caption = "caption" if "caption" in row else "prompt"
+    yield Comparison.pair(
+        row.text(caption),
+        image(row.need(chosen)),
+        image(row.need(rejected)),
+        annotator=row.name("annotator"),
+        id=row.name("id"),
+        extra=row.rest(caption, chosen, rejected, "annotator", "id"),
+        **row.place,
+    )
+
+
 def _hpd(row: Row, options: Options) -> Iterator[Comparison | RecordError]:
     column = _image_column(row)
     images = row.list_of(column or "image_path")
@@ -94,6 +115,13 @@ FORMATS = (
         "1 and 0, 0 and 1, 0.5 twice: tie",
         has("caption", "label_0", "label_1"),
         _pickapic,
+    ),
+    Format(
+        "image_pairs",
+        "`caption` or `prompt`, `chosen_image` and `rejected_image`: bytes, paths, or `{bytes, path}`",
+        "the column says it",
+        lambda row: ("caption" in row or "prompt" in row) and _sides(row) is not None,
+        _pair,
     ),
     Format(
         "hpd",
