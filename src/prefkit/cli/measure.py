@@ -55,7 +55,13 @@ def score(
     """
     from prefkit.comparisons import load_comparisons, write_comparisons
     from prefkit.language import RewardScorer
+    from prefkit.recipes.preferences import is_preference_model
 
+    if is_preference_model(model):
+        if tokens:
+            raise OptionError("--tokens does not apply: a preference model scores whole responses")
+        _score_preferences(model, file, output, rewards_into, data_format, limit)
+        return
     scorer = _scorer(model, None, max_length, precision)
     if rewards_into is not None:
         scorer.provide(frozenset({"rewards"}))
@@ -107,7 +113,8 @@ def evaluate(
     Ranking accuracy, summed and per token; with a reference also the accuracy and margin of the implicit reward and
     the changes of chosen and rejected log-probabilities; all with 95% intervals over prompts.
 
-    Of a reward model it is the accuracy with which its rewards rank.
+    Of a reward model it is the accuracy with which its rewards rank; of a preference model log-likelihood, accuracy and
+    calibration.
 
     Example:
 
@@ -118,7 +125,19 @@ def evaluate(
     from prefkit import diagnostics
     from prefkit.comparisons import load_comparisons
     from prefkit.language import RewardScorer
+    from prefkit.recipes.preferences import evaluate_preference, is_preference_model
 
+    if is_preference_model(model):
+        if reference is not None or pairs is not None:
+            raise OptionError("--reference and --pairs do not apply to a preference model")
+        comparisons = load_comparisons(file, format=data_format, limit=limit)
+        found = evaluate_preference(model, comparisons)
+        console = Console()
+        console.print(found.table(f"{model} on {file}"))
+        if output is not None:
+            output.write_text(json.dumps(found.table().to_dict(), indent=1), encoding="utf-8")
+        _list_skipped(console, found.skipped, comparisons)
+        return
     scorer = _scorer(model, reference, max_length, precision)
     comparisons = load_comparisons(file, format=data_format, limit=limit)
     rewards = isinstance(scorer, RewardScorer)
@@ -174,6 +193,31 @@ def _scored(
                     found[-1]["token_logps"] = own
             place = {"source": comparison.source, "line": comparison.line, "id": comparison.id}
             yield comparison, {**place, "responses": found}
+
+
+def _score_preferences(
+    model: str, file: str, output: Path, rewards_into: Path | None, data_format: str | None, limit: int | None
+) -> None:
+    """Rewards by a preference model: of each response, the mean log-odds against all responses of its comparison."""
+    from prefkit.comparisons import load_comparisons, write_comparisons
+    from prefkit.recipes.preferences import preference_rewards
+
+    comparisons = load_comparisons(file, format=data_format, limit=limit)
+    skipped: list[RecordError] = []
+    rewarded = []
+    with output.open("w", encoding="utf-8") as out:
+        for comparison, rewards in preference_rewards(model, comparisons, skipped):
+            place = {"source": comparison.source, "line": comparison.line, "id": comparison.id}
+            line = {**place, "responses": [{"reward": reward} for reward in rewards]}
+            out.write(json.dumps(line, ensure_ascii=False) + "\n")
+            rewarded.append(_rewarded(comparison, line))
+    if rewards_into is not None:
+        write_comparisons(rewarded, rewards_into)
+    console = Console()
+    for path in (output, rewards_into):
+        if path is not None:
+            console.print(f"{len(rewarded)} comparisons -> {path}", highlight=False, soft_wrap=True)
+    _list_skipped(console, skipped, comparisons)
 
 
 def _rewarded(comparison: Comparison, line: Mapping[str, Any]) -> Comparison:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -36,13 +37,38 @@ def train(
         prefkit train --model builtin --data pairs.jsonl --objective ipo --output runs/ipo --set data.held_out=0.1
 
         prefkit train --model M --data D --output runs/lora --set model.lora.rank=8 --set training.learning_rate=1e-5
+
+        prefkit train --data D --output runs/pm --set model.kind=preference --set model.estimator=general_preference
     """
-    from prefkit.recipes.run import read_config
+    from prefkit.recipes.run import RunConfig, merge_options
 
     if config is None and data is None:
         raise OptionError("give a YAML file, or --data and --output")
     given = {"model.path": model, "data.path": data, "objective.kind": objective, "output": output}
-    show_run(read_config(config, settings or (), given), resume=resume)
+    values = merge_options(config, settings or (), given)
+    kind = values["model"].get("kind") if isinstance(values.get("model"), dict) else None
+    if kind != "preference":
+        show_run(RunConfig.parse(values), resume=resume)
+    elif resume:
+        raise OptionError("--resume does not apply to preference models, which are fitted at once")
+    else:
+        show_preference_run(values)
+
+
+def show_preference_run(values: Mapping[str, Any]) -> None:
+    """Fit a preference model and print what it is worth."""
+    from prefkit.recipes.preferences import PreferenceConfig, run_preference
+
+    result = run_preference(PreferenceConfig.parse(values))
+    console = Console()
+    console.print(result.table)
+    console.print(result.calibration.table())
+    console.print(f"fitted to {result.pairs} pairs", highlight=False)
+    if result.skipped:
+        first = str(result.skipped[0])
+        console.print(f"{len(result.skipped)} comparisons set aside; the first: {first}", style="yellow", markup=False)
+    console.print(f"model  {result.model}", highlight=False, soft_wrap=True)
+    console.print(f"report {result.report}", highlight=False, soft_wrap=True)
 
 
 def show_run(config: RunConfig, *, resume: bool = False) -> None:

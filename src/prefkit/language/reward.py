@@ -13,8 +13,10 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -84,9 +86,13 @@ class RewardScorer(PackedScorer):
 
     def forward(self, inputs: Inputs) -> ResponseScores:
         """Rewards of all responses of a packed batch, in the place of log-probabilities."""
+        return ResponseScores(self.last_states(inputs) @ self.head, inputs["response_lengths"])
+
+    def last_states(self, inputs: Inputs) -> Float[Tensor, "responses dim"]:
+        """What the head reads: the last hidden state at the last token of each response."""
         with self._autocast():
             states = self._trunks[id(self.policy)].last_states(inputs)
-        return ResponseScores(states.float() @ self.head, inputs["response_lengths"])
+        return states.float()
 
     def reference(self, inputs: Inputs) -> ResponseScores:
         """A reward model has none.
@@ -174,6 +180,21 @@ def _load_head(folder: Path) -> Tensor:
     if not known or head.ndim != 1:
         raise OptionError(f"'{folder / REWARD_FILE}' is of a kind that this version does not know: {about}")
     return head
+
+
+def response_states(scorer: RewardScorer, comparison: Comparison) -> NDArray[np.float64]:
+    """`[responses, dim]`, the last hidden state of each response of a comparison: features for preference models.
+
+    Args:
+        scorer: a reward model, or a language model loaded as one.
+        comparison: encoded and scored by itself.
+
+    Raises:
+        RecordError: it cannot be encoded.
+    """
+    inputs = {name: tensor.to(scorer.device) for name, tensor in scorer.collate([scorer.encode(comparison)]).items()}
+    with torch.no_grad():
+        return np.asarray(scorer.last_states(inputs).double().cpu().numpy())
 
 
 def annotate(

@@ -146,6 +146,22 @@ def read_options(
     Raises:
         OptionError: an option is unknown, out of range or missing.
     """
+    return kind.parse(merge_options(path, settings, given))
+
+
+def merge_options(
+    path: Path | None, settings: Sequence[str] = (), given: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The plain values of `read_options`, before anything is checked.
+
+    Args:
+        path: see `read_options`, as are the others.
+        settings: see `read_options`.
+        given: see `read_options`.
+
+    Raises:
+        OptionError: the file cannot be read, or a setting has no value.
+    """
     values: dict[str, Any] = {}
     if path is not None:
         try:
@@ -165,7 +181,7 @@ def read_options(
         if not found:
             raise OptionError(f"--set takes name=value, got '{setting}'")
         _put(values, name.strip(), _scalar(value))
-    return kind.parse(values)
+    return values
 
 
 def load(options: ModelOptions, encoding: EncodingOptions, seed: int = 0) -> LanguageScorer | RewardScorer:
