@@ -85,7 +85,13 @@ def score(
     """
     from prefkit.comparisons import load_comparisons, write_comparisons
     from prefkit.language import RewardScorer
+    from prefkit.recipes.preferences import is_preference_model
 
+    if is_preference_model(model):
+        if tokens:
+            raise OptionError("--tokens does not apply: a preference model scores whole responses")
+        _score_preferences(model, file, output, rewards_into, data_format, limit)
+        return
     scorer = _scorer(model, None, max_length, precision)
     rewarder = None if followups is None else _followup_scorer(scorer, followups)
     if rewards_into is not None and rewarder is None:
@@ -170,7 +176,8 @@ def evaluate(
     Ranking accuracy, summed and per token; with a reference also the accuracy and margin of the implicit reward and
     the changes of chosen and rejected log-probabilities; all with 95% intervals over prompts.
 
-    Of a reward model it is the accuracy with which its rewards rank.
+    Of a reward model it is the accuracy with which its rewards rank; of a preference model log-likelihood, accuracy and
+    calibration.
 
     Of a pipeline of diffusers it is the same, with minus the denoising error for the log-probability; or, with
     --scorer, the win rate of its images for the captions of the file against those of the reference.
@@ -205,7 +212,19 @@ def evaluate(
     from prefkit.comparisons import load_comparisons
     from prefkit.language import RewardScorer
     from prefkit.preference import DomainReward
+    from prefkit.recipes.preferences import evaluate_preference, is_preference_model
 
+    if is_preference_model(model):
+        if reference is not None or pairs is not None:
+            raise OptionError("--reference and --pairs do not apply to a preference model")
+        comparisons = load_comparisons(file, format=data_format, limit=limit)
+        fitted = evaluate_preference(model, comparisons)
+        console = Console()
+        console.print(fitted.table(f"{model} on {file}"))
+        if output is not None:
+            output.write_text(json.dumps(fitted.table().to_dict(), indent=1), encoding="utf-8")
+        _list_skipped(console, fitted.skipped, comparisons)
+        return
     ranked = _features(model) or _scorer(model, reference, max_length, precision, too_long)
     if sum((benchmark is not None, contexts is not None, style)) > 1:
         raise OptionError("--benchmark, --contexts and --style exclude one another: give one")
@@ -523,6 +542,31 @@ def _followed_up(
 
 def _place(comparison: Comparison) -> dict[str, Any]:
     return {"source": comparison.source, "line": comparison.line, "id": comparison.id}
+
+
+def _score_preferences(
+    model: str, file: str, output: Path, rewards_into: Path | None, data_format: str | None, limit: int | None
+) -> None:
+    """Rewards by a preference model: of each response, the mean log-odds against all responses of its comparison."""
+    from prefkit.comparisons import load_comparisons, write_comparisons
+    from prefkit.recipes.preferences import preference_rewards
+
+    comparisons = load_comparisons(file, format=data_format, limit=limit)
+    skipped: list[RecordError] = []
+    rewarded = []
+    with output.open("w", encoding="utf-8") as out:
+        for comparison, rewards in preference_rewards(model, comparisons, skipped):
+            place = {"source": comparison.source, "line": comparison.line, "id": comparison.id}
+            line = {**place, "responses": [{"reward": reward} for reward in rewards]}
+            out.write(json.dumps(line, ensure_ascii=False) + "\n")
+            rewarded.append(_rewarded(comparison, line))
+    if rewards_into is not None:
+        write_comparisons(rewarded, rewards_into)
+    console = Console()
+    for path in (output, rewards_into):
+        if path is not None:
+            console.print(f"{len(rewarded)} comparisons -> {path}", highlight=False, soft_wrap=True)
+    _list_skipped(console, skipped, comparisons)
 
 
 def _rewarded(comparison: Comparison, line: Mapping[str, Any]) -> Comparison:

@@ -43,6 +43,8 @@ def train(
         prefkit train --model M --data D --output runs/lora --set model.lora.rank=8 --set training.learning_rate=1e-5
 
         prefkit train --model sd-folder --data pairs.parquet --output runs/sd --set model.lora.rank=8 --skip-bad
+
+        prefkit train --data D --output runs/pm --set model.kind=preference --set model.estimator=general_preference
     """
     from prefkit.recipes.run import RunConfig, read_values
 
@@ -50,11 +52,21 @@ def train(
         raise OptionError("give a YAML file, or --data and --output")
     given = {"model.path": model, "data.path": data, "objective.kind": objective, "output": output}
     values = read_values(config, settings or (), given)
-    if not _of_images(values):
-        if skip_bad:
-            raise OptionError("--skip-bad is for images; rows of texts that cannot be used are always set aside")
-        show_run(RunConfig.parse(values), resume=resume)
+    if _of_images(values):
+        _train_on_images(values, resume=resume, skip_bad=skip_bad)
         return
+    if skip_bad:
+        raise OptionError("--skip-bad is for images; rows of texts that cannot be used are always set aside")
+    chosen = values.get("model")
+    if not isinstance(chosen, Mapping) or chosen.get("kind") != "preference":
+        show_run(RunConfig.parse(values), resume=resume)
+    elif resume:
+        raise OptionError("--resume does not apply to preference models, which are fitted at once")
+    else:
+        show_preference_run(values)
+
+
+def _train_on_images(values: dict[str, Any], *, resume: bool, skip_bad: bool) -> None:
     from prefkit.recipes.run_images import ImageRunConfig, run_images
 
     values["model"] = {**values["model"], "kind": "diffusion"}
@@ -72,6 +84,22 @@ def _of_images(values: Mapping[str, Any]) -> bool:
     if not isinstance(model, Mapping):
         return False
     return model.get("kind") == "diffusion" or ("kind" not in model and is_pipeline(str(model.get("path", ""))))
+
+
+def show_preference_run(values: Mapping[str, Any]) -> None:
+    """Fit a preference model and print what it is worth."""
+    from prefkit.recipes.preferences import PreferenceConfig, run_preference
+
+    result = run_preference(PreferenceConfig.parse(values))
+    console = Console()
+    console.print(result.table)
+    console.print(result.calibration.table())
+    console.print(f"fitted to {result.pairs} pairs", highlight=False)
+    if result.skipped:
+        first = str(result.skipped[0])
+        console.print(f"{len(result.skipped)} comparisons set aside; the first: {first}", style="yellow", markup=False)
+    console.print(f"model  {result.model}", highlight=False, soft_wrap=True)
+    console.print(f"report {result.report}", highlight=False, soft_wrap=True)
 
 
 def show_run(config: RunConfig, *, resume: bool = False) -> None:

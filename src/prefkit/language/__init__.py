@@ -20,7 +20,7 @@ from prefkit.language.judge import JUDGE_TEMPLATE, LanguageJudge
 from prefkit.language.models import BUILTIN, LoraOptions, ModelOptions, is_reward_model, load_scorer
 from prefkit.language.packing import Layout, pack
 from prefkit.language.residual import mix_embeddings, one_step_ahead_ids
-from prefkit.language.reward import RewardScorer, annotate, load_reward
+from prefkit.language.reward import RewardScorer, annotate, load_reward, response_states
 from prefkit.language.sampling import sample, sampled_kl
 from prefkit.language.scorer import LanguageScorer, PackedScorer, Precision
 from prefkit.language.sequences import SequenceLogps, sequence_logps
@@ -60,6 +60,7 @@ __all__ = [
     "official_code_score",
     "one_step_ahead_ids",
     "pack",
+    "response_states",
     "sample",
     "sampled_kl",
     "sequence_logps",

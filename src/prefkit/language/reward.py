@@ -13,8 +13,10 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -84,16 +86,18 @@ class RewardScorer(PackedScorer):
 
     def forward(self, inputs: Inputs) -> ResponseScores:
         """Rewards of all responses of a packed batch, in the place of log-probabilities."""
-        states = self._last_states(inputs)
+        states = self.last_states(inputs)
         views = None
         if "views" in self._wanted:
             # The first view is the one that is rewarded; without dropout a second pass would only repeat it.
-            views = torch.stack([states, self._last_states(inputs) if self.training else states], 1)
+            views = torch.stack([states, self.last_states(inputs) if self.training else states], 1)
         return ResponseScores(states @ self.head, inputs["response_lengths"], views=views)
 
-    def _last_states(self, inputs: Inputs) -> Float[Tensor, "responses dim"]:
+    def last_states(self, inputs: Inputs) -> Float[Tensor, "responses dim"]:
+        """What the head reads: the last hidden state at the last token of each response."""
         with self._autocast():
-            return self._trunks[id(self.policy)].last_states(inputs).float()
+            states = self._trunks[id(self.policy)].last_states(inputs)
+        return states.float()
 
     @property
     def width(self) -> int:
@@ -186,6 +190,21 @@ def _load_head(folder: Path) -> Tensor:
     if not known or head.ndim != 1:
         raise OptionError(f"'{folder / REWARD_FILE}' is of a kind that this version does not know: {about}")
     return head
+
+
+def response_states(scorer: RewardScorer, comparison: Comparison) -> NDArray[np.float64]:
+    """`[responses, dim]`, the last hidden state of each response of a comparison: features for preference models.
+
+    Args:
+        scorer: a reward model, or a language model loaded as one.
+        comparison: encoded and scored by itself.
+
+    Raises:
+        RecordError: it cannot be encoded.
+    """
+    inputs = {name: tensor.to(scorer.device) for name, tensor in scorer.collate([scorer.encode(comparison)]).items()}
+    with torch.no_grad():
+        return np.asarray(scorer.last_states(inputs).double().cpu().numpy())
 
 
 def annotate(

@@ -23,6 +23,7 @@ TokenWeighting: TypeAlias = Literal["mean", "cumulative", "only_last"]
 """How the tokens of a response share its loss."""
 
 TOKEN_WEIGHTINGS = ("mean", "cumulative", "only_last")
+"""Their names."""
 
 MAX_SCALE = 100.0
 """Largest factor of cosines in `angle_logits`."""

@@ -156,7 +156,7 @@ RECIPE = Recipe(
     year=2024,
     paper="arXiv 2410.02197",
     parts={
-        "preference": {"kind": "general_preference", "dim": 6, "normalise": True, "gate": True, "tau": 0.1},
+        "model": {"kind": "preference", "estimator": "general_preference", "dim": 6, "gate": True, "tau": 0.1},
         "objective": {"kind": "gpo", "beta": 0.001},
     },
     experiment=Experiment(run, CLAIMS, plot, seeds=5, quick_seeds=1),

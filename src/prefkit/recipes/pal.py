@@ -137,8 +137,9 @@ RECIPE = Recipe(
     year=2024,
     paper="arXiv 2406.08469",
     parts={
-        "preference": {
-            "kind": "ideal_points",
+        "model": {
+            "kind": "preference",
+            "estimator": "ideal_points",
             "prototypes": 2,
             "variant": "A",
             "mixing": "f(Pw)",

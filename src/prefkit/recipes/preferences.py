@@ -1,0 +1,468 @@
+"""Preference models on texts: from a file of comparisons to features, a fitted model, and what it is worth.
+
+Texts become features by TF-IDF, by the hidden states of a language model, or they come with the records. The model is
+then one of `prefkit.preference`. How good it is on new prompts, cross-validation says, beside Bradley-Terry on the same
+features.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+from sklearn.base import clone
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from prefkit.comparisons import Comparison, RecordError, pairs
+from prefkit.comparisons.record import Text
+from prefkit.diagnostics import Calibration, Interval, bootstrap_interval, calibration
+from prefkit.errors import OptionError, PrefkitError, unknown
+from prefkit.language import BUILTIN, load_reward, response_states
+from prefkit.options import Options
+from prefkit.preference import (
+    BradleyTerry,
+    GeneralPreference,
+    IdealPoints,
+    PreferenceModel,
+    RewardNetwork,
+    Thurstone,
+    load_preference_model,
+    save_preference_model,
+)
+from prefkit.recipes.run import DataOptions, comparisons
+from prefkit.report import Report, Table
+
+Floats = NDArray[np.float64]
+
+ESTIMATORS: Mapping[str, type[Any]] = {
+    "bradley_terry": BradleyTerry,
+    "thurstone": Thurstone,
+    "reward_network": RewardNetwork,
+    "general_preference": GeneralPreference,
+    "ideal_points": IdealPoints,
+}
+"""Models of features by the name in configurations."""
+
+FEATURES = "features.json"
+
+
+class FeatureOptions(Options):
+    """How texts become features."""
+
+    kind: Literal["tfidf", "states", "given"] = Field(
+        "tfidf",
+        description="TF-IDF of prompt and response; the last hidden state of a language model; or a list of numbers a "
+        "response that the records hold",
+    )
+    size: int = Field(200, ge=1, description="words of TF-IDF at most")
+    model: str = Field(BUILTIN, description="folder or hub name of the language model, for states")
+    field: str = Field("embeddings", description="field of the records that holds one list of numbers a response")
+
+
+class PreferenceConfig(Options):
+    """Everything that decides a run of `prefkit train` with `model.kind: preference`."""
+
+    model: dict[str, Any] = Field(description="kind: preference, `estimator`, and its options")
+    data: DataOptions = Field(description="the comparisons")
+    features: FeatureOptions = Field(default_factory=FeatureOptions, description="how texts become features")
+    folds: int = Field(5, ge=2, description="parts of the prompts for cross-validation")
+    seed: int = Field(0, description="of the folds")
+    output: str = Field(description="the run folder")
+
+    @field_validator("model")
+    @classmethod
+    def _known(cls, value: dict[str, Any]) -> dict[str, Any]:
+        _estimator(value)
+        return value
+
+
+def _estimator(options: Mapping[str, Any]) -> PreferenceModel:
+    given = {name: value for name, value in options.items() if name not in ("kind", "estimator")}
+    name = options.get("estimator", "bradley_terry")
+    if name not in ESTIMATORS:
+        raise OptionError(unknown("estimator", str(name), ESTIMATORS))
+    known = ESTIMATORS[name]().get_params()
+    for option in given:
+        if option not in known:
+            raise OptionError(unknown(f"option of {name}", option, known))
+    # Texts have more words than there are comparisons: without a penalty their weights are not determined.
+    defaults = {"ridge": 1.0} if "ridge" in known else {}
+    made: PreferenceModel = ESTIMATORS[name](**{**defaults, **given})
+    return made
+
+
+class Featuriser:
+    """From comparisons to features of their responses.
+
+    Args:
+        options: which features.
+        vocabulary: words and their weights, of TF-IDF that was fitted before.
+    """
+
+    def __init__(self, options: FeatureOptions, vocabulary: Mapping[str, float] | None = None) -> None:
+        self.options = options
+        self._tfidf: TfidfVectorizer | None = None
+        self._scorer = load_reward(options.model).eval() if options.kind == "states" else None
+        if vocabulary is not None:
+            self._tfidf = TfidfVectorizer(vocabulary={word: place for place, word in enumerate(vocabulary)})
+            self._tfidf.idf_ = np.array(list(vocabulary.values()))
+
+    def fit(self, records: Sequence[Comparison]) -> None:
+        """Choose the words of TF-IDF; the other kinds have nothing to learn."""
+        if self.options.kind == "tfidf":
+            texts = [_joined(record, place) for record in records for place in range(len(record.responses))]
+            self._tfidf = TfidfVectorizer(max_features=self.options.size)
+            try:
+                self._tfidf.fit(texts)
+            except ValueError as error:
+                raise PrefkitError(f"no word of the texts can be a feature: {error}") from error
+
+    def of(self, record: Comparison) -> Floats:
+        """`[responses, d]`, features of a record's responses.
+
+        Raises:
+            RecordError: the record lacks them.
+        """
+        if self._scorer is not None:
+            return response_states(self._scorer, record)
+        if self._tfidf is not None:
+            texts = [_joined(record, place) for place in range(len(record.responses))]
+            return np.asarray(self._tfidf.transform(texts).toarray(), dtype=np.float64)
+        try:
+            found = np.asarray(record.extra.get(self.options.field), dtype=np.float64)
+        except (TypeError, ValueError):
+            found = np.empty(0)
+        if found.ndim != 2 or len(found) != len(record.responses) or not np.isfinite(found).all():
+            raise RecordError(
+                f"must hold a list of numbers for each of the {len(record.responses)} responses, all of one length",
+                field=self.options.field,
+                source=record.source,
+                line=record.line,
+            )
+        return found
+
+    def of_prompt(self, record: Comparison) -> Floats:
+        """`[p]`, features of the prompt: TF-IDF of its text."""
+        if self._tfidf is None:
+            raise OptionError("features of prompts need features.kind: tfidf")
+        return np.asarray(self._tfidf.transform([_text(record.prompts[0])]).toarray()[0], dtype=np.float64)
+
+    def save(self, folder: Path) -> None:
+        """Write what `load_featuriser` reads."""
+        written: dict[str, Any] = {"options": self.options.model_dump()}
+        if self._tfidf is not None:
+            words = sorted(self._tfidf.vocabulary_, key=self._tfidf.vocabulary_.get)
+            written["vocabulary"] = dict(zip(words, self._tfidf.idf_.tolist(), strict=True))
+        (folder / FEATURES).write_text(json.dumps(written, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+class Examples(NamedTuple):
+    """Pairs of a file as a model takes them.
+
+    Args:
+        X: `[n, 2, d]`, features.
+        y: probability that the first one is preferred.
+        weights: importance.
+        given: what the model needs besides, one entry a row.
+        prompts: number of the prompt of each row.
+        skipped: records that could not be used.
+    """
+
+    X: Floats
+    y: Floats
+    weights: Floats
+    given: dict[str, Any]
+    prompts: NDArray[np.int64]
+    skipped: list[RecordError]
+
+
+def examples(records: Iterable[Comparison], featuriser: Featuriser, model: PreferenceModel) -> Examples:
+    """All pairs of comparisons, ties among them, with their features.
+
+    Args:
+        records: the comparisons.
+        featuriser: makes the features.
+        model: says whether annotators and prompts are needed.
+
+    Raises:
+        PrefkitError: no record can be used.
+    """
+    X: list[Floats] = []
+    y, weights, people, contexts, places = [], [], [], [], []
+    numbers: dict[str, int] = {}
+    skipped: list[RecordError] = []
+    for record in records:
+        try:
+            found = pairs(record, ties="half")
+            if _needs(model, "annotators") and record.annotator is None:
+                raise RecordError("ideal points belong to people: the annotator is missing", field="annotator")
+            features = _checked(featuriser, record, model)
+            if X and features.shape[1] != X[0].shape[1]:
+                raise RecordError(f"{features.shape[1]} features, the first record has {X[0].shape[1]}")
+        except RecordError as error:
+            source, line = error.source or record.source, error.line or record.line
+            skipped.append(RecordError(error.problem, field=error.field, source=source, line=line))
+            continue
+        number = numbers.setdefault(_text(record.prompts[0]), len(numbers))
+        for pair in found:
+            X.append(features[[pair.chosen, pair.rejected]])
+            y.append(pair.probability)
+            weights.append(pair.weight)
+            people.append(record.annotator)
+            places.append(number)
+            if _needs(model, "prompts"):
+                contexts.append(featuriser.of_prompt(record))
+    if not X:
+        first = f"; the first problem: {skipped[0]}" if skipped else ""
+        raise PrefkitError(f"no comparison can be used{first}")
+    given: dict[str, Any] = {}
+    if _needs(model, "annotators"):
+        given["annotators"] = people
+    if _needs(model, "prompts"):
+        given["prompts"] = np.array(contexts)
+    return Examples(np.array(X), np.array(y), np.array(weights), given, np.array(places), skipped)
+
+
+@dataclass(frozen=True)
+class PreferenceResult:
+    """What a run came to.
+
+    Args:
+        table: held-out figures of the model, of Bradley-Terry and of chance.
+        calibration: of the model, held out.
+        pairs: number of pairs.
+        skipped: records that could not be used.
+        model: folder of the model.
+        report: the page.
+    """
+
+    table: Table
+    calibration: Calibration
+    pairs: int
+    skipped: Sequence[RecordError]
+    model: Path
+    report: Path
+
+
+def run_preference(config: PreferenceConfig) -> PreferenceResult:
+    """Cross-validate over prompts, fit to everything, save and report.
+
+    Raises:
+        PrefkitError: the data are wrong, or have fewer prompts than folds.
+        OptionError: an option is out of range.
+    """
+    records = list(comparisons(config.data)[0])
+    model = _estimator(config.model)
+    featuriser = Featuriser(config.features)
+    featuriser.fit(records)
+    data = examples(records, featuriser, model)
+    count = int(data.prompts.max()) + 1
+    if count < config.folds:
+        raise OptionError(f"folds = {config.folds}, but the file has {count} prompts: cross-validation is over prompts")
+    name = str(config.model.get("estimator", "bradley_terry"))
+    held_out = {name: _held_out(model, data, config)}
+    if name != "bradley_terry":
+        held_out["bradley_terry"] = _held_out(BradleyTerry(ridge=1.0), data._replace(given={}), config)
+    rows = [[label, *_figures(odds, data)] for label, odds in held_out.items()]
+    rows.append(["chance", *_figures(np.zeros(len(data.y)), data)])
+    table = Table(["model", "log-likelihood", "accuracy"], rows, f"Held out, {config.folds} parts of the prompts")
+    found = _calibration(held_out[name], data, config.seed)
+    fitted = clone(model).fit(data.X, data.y, data.weights, **data.given)
+    folder = Path(config.output)
+    saved = save_preference_model(fitted, folder / "model")
+    featuriser.save(saved)
+    (folder / "config.json").write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    page = Report(f"{name} on {config.data.path}", f"{len(data.y)} pairs under {count} prompts.")
+    page.section("Held out", "Cross-validated over prompts, with 95% intervals over prompts.", table)
+    page.section("Calibration", "Do the probabilities mean what they say?", found.table(), found.plot)
+    return PreferenceResult(table, found, len(data.y), data.skipped, saved, page.write(folder / "report.html"))
+
+
+def load_preference(folder: str | Path) -> tuple[PreferenceModel, Featuriser]:
+    """A model that `run_preference` saved, and the features that it takes.
+
+    Raises:
+        PrefkitError: the folder holds none.
+    """
+    model: PreferenceModel = load_preference_model(folder)
+    try:
+        written = json.loads((Path(folder) / FEATURES).read_text(encoding="utf-8"))
+        options = FeatureOptions.parse(written["options"], "features")
+    except (OSError, ValueError, KeyError) as error:
+        raise PrefkitError(f"{folder}: the features of the preference model cannot be read: {error}") from error
+    return model, Featuriser(options, written.get("vocabulary"))
+
+
+def is_preference_model(path: str) -> bool:
+    """Whether a path is a folder that `run_preference` wrote."""
+    return (Path(path) / FEATURES).is_file()
+
+
+def preference_rewards(
+    folder: str | Path, records: Iterable[Comparison], skipped: list[RecordError]
+) -> Iterator[tuple[Comparison, list[float]]]:
+    """Each comparison with a reward a response: the mean log-odds against all of its responses.
+
+    For models with rewards they differ from these by a constant; for general preferences they are what GPO takes.
+
+    Args:
+        folder: of the model.
+        records: the comparisons.
+        skipped: where those that cannot be scored are set aside.
+    """
+    model, featuriser = load_preference(folder)
+    for record in records:
+        try:
+            features = _checked(featuriser, record, model)
+        except RecordError as error:
+            skipped.append(error)
+            continue
+        k = len(features)
+        first, second = np.divmod(np.arange(k * k), k)
+        apart = first != second
+        X = np.stack([features[first[apart]], features[second[apart]]], axis=1)
+        given: dict[str, Any] = {}
+        if isinstance(model, IdealPoints) and record.annotator in model.annotators_.tolist():
+            given["annotators"] = [record.annotator] * len(X)
+        if _needs(model, "prompts"):
+            given["prompts"] = np.tile(featuriser.of_prompt(record), (len(X), 1))
+        odds = model.decision_function(X, **given) if k > 1 else np.zeros(0)
+        yield record, (np.bincount(first[apart], odds, k) / k).tolist()
+
+
+@dataclass(frozen=True)
+class PreferenceEvaluation:
+    """A fitted model on a file of comparisons.
+
+    Args:
+        log_likelihood: mean over pairs, in nats.
+        accuracy: share of pairs that it orders as people did.
+        calibration: of its probabilities.
+        skipped: records that could not be used.
+    """
+
+    log_likelihood: Interval
+    accuracy: Interval
+    calibration: Calibration
+    skipped: Sequence[RecordError]
+
+    def table(self, title: str = "") -> Table:
+        """The figures, with 95% intervals over prompts."""
+        return Table.from_mapping(
+            {
+                "log-likelihood (nats)": self.log_likelihood,
+                "accuracy": self.accuracy,
+                "expected calibration error": self.calibration.error,
+                "Brier score": self.calibration.brier,
+            },
+            title,
+            ("figure", "value"),
+        )
+
+
+def evaluate_preference(folder: str | Path, records: Iterable[Comparison]) -> PreferenceEvaluation:
+    """What a fitted model makes of comparisons.
+
+    Args:
+        folder: of the model.
+        records: the comparisons.
+
+    Raises:
+        PrefkitError: the folder holds no model, or no record can be used.
+    """
+    model, featuriser = load_preference(folder)
+    data = examples(records, featuriser, model)
+    odds = _log_odds(model, data, np.arange(len(data.y)))
+    return PreferenceEvaluation(*_figures(odds, data), _calibration(odds, data, 0), data.skipped)
+
+
+def _needs(model: PreferenceModel, name: str) -> bool:
+    if name == "annotators":
+        return isinstance(model, IdealPoints)
+    return getattr(model, "gate", False) or getattr(model, "variant", "A") == "B"
+
+
+def _held_out(model: PreferenceModel, data: Examples, config: PreferenceConfig) -> Floats:
+    """`[n]`, log-odds of each pair by a model that has not seen its prompt."""
+    prompts = int(data.prompts.max()) + 1
+    fold = (np.random.default_rng(config.seed).permutation(prompts) % config.folds)[data.prompts]
+    odds = np.zeros(len(data.y))
+    for held in range(config.folds):
+        rest, test = np.flatnonzero(fold != held), np.flatnonzero(fold == held)
+        fitted = clone(model).fit(data.X[rest], data.y[rest], data.weights[rest], **_rows(data.given, rest))
+        odds[test] = _log_odds(fitted, data, test)
+    return odds
+
+
+def _log_odds(model: PreferenceModel, data: Examples, rows: NDArray[np.int64]) -> Floats:
+    """`[rows]`, log-odds of some pairs; a person whom the model does not know is judged as the mean of all."""
+    people = data.given.get("annotators")
+    groups = {True: rows}
+    if people is not None:
+        known = set(getattr(model, "annotators_", np.empty(0)).tolist())
+        told = np.array([people[row] in known for row in rows], dtype=bool)
+        groups = {True: rows[told], False: rows[~told]}
+    odds = np.zeros(len(data.y))
+    for named, members in groups.items():
+        if len(members):
+            own = _rows(data.given, members)
+            if not named:
+                own.pop("annotators")
+            log_p = model.predict_log_proba(data.X[members], **own)
+            odds[members] = log_p[:, -1] - log_p[:, 0]
+    return odds[rows]
+
+
+def _calibration(odds: Floats, data: Examples, seed: int) -> Calibration:
+    # The sides are in the order of the judgement: each pair is looked at from a random one.
+    turned = np.random.default_rng(seed).random(len(data.y)) < 0.5
+    p, y = _sigmoid(np.where(turned, -odds, odds)), np.where(turned, 1 - data.y, data.y)
+    return calibration(p, y, clusters=data.prompts)
+
+
+def _checked(featuriser: Featuriser, record: Comparison, model: PreferenceModel) -> Floats:
+    """Features of a record, as many as a fitted model was fitted to."""
+    features = featuriser.of(record)
+    wanted = getattr(model, "n_features_in_", features.shape[1])
+    if features.shape[1] != wanted:
+        raise RecordError(
+            f"{features.shape[1]} features, the model was fitted to {wanted}", source=record.source, line=record.line
+        )
+    return features
+
+
+def _rows(given: Mapping[str, Any], rows: NDArray[np.int64]) -> dict[str, Any]:
+    return {
+        name: values[rows] if isinstance(values, np.ndarray) else [values[row] for row in rows]
+        for name, values in given.items()
+    }
+
+
+def _figures(odds: Floats, data: Examples) -> tuple[Interval, Interval]:
+    """Log-likelihood and accuracy, with intervals over prompts; a tie is half right and no part of the accuracy."""
+    likelihood = -(data.y * np.logaddexp(0, -odds) + (1 - data.y) * np.logaddexp(0, odds))
+    told = data.y != 0.5
+    right = 0.5 + np.sign(odds) * (data.y - 0.5)
+    return (
+        bootstrap_interval(likelihood, clusters=data.prompts),
+        bootstrap_interval(right[told], clusters=data.prompts[told]),
+    )
+
+
+def _sigmoid(odds: Floats) -> Floats:
+    found: Floats = np.exp(-np.logaddexp(0, -odds))
+    return found
+
+
+def _joined(record: Comparison, place: int) -> str:
+    return _text(record.prompt_of(place)) + "\n" + _text(record.responses[place])
+
+
+def _text(text: Text) -> str:
+    return text if isinstance(text, str) else "\n".join(str(message["content"]) for message in text)
