@@ -93,6 +93,7 @@ def test_implicit_rewards_are_scaled_and_detached() -> None:
 
 
 NEEDS = {kind: {"reference"} for kind in (*PAIRWISE, *SORTED, "bco", "plackett_luce", "all_pairs")} | {
+    "gpo": {"reference", "ratings"},
     "jpo": {"reference", "joint"},
     "ld_dpo": {"reference", "tokens"},
     "simpo": set(),
