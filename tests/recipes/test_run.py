@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from prefkit.recipes.run import RunConfig, run
 
 
@@ -44,3 +46,13 @@ def test_the_rows_that_the_objective_doubts_are_listed(tmp_path: Path) -> None:
     assert len(lowest["rows"]) == 4
     assert all("train.jsonl" in place and 0 <= value <= 1 for place, value in lowest["rows"])
     assert found["What the objective learned"][0]["rows"][0][0].endswith("reliability")
+
+
+def test_held_out_demonstrations_are_not_ranked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"prompt": f"{n}", "responses": [" yes"], "judgement": {"good": True}} for n in range(8)]
+    path = tmp_path / "demonstrations.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = sections(tmp_path, data={"path": str(path), "held_out": 0.5}, objective={"kind": "sft"})
+    assert "Held-out comparisons" not in found
+    assert found["Training"]
+    assert "no held-out comparison has two responses to rank" in caplog.text

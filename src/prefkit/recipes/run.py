@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -53,6 +54,7 @@ from prefkit.training import (
     processes,
 )
 
+logger = logging.getLogger("prefkit")
 Wanted = TypeVar("Wanted", bound=Options)
 
 
@@ -249,7 +251,11 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult | None:
     shown = 0 if config.model.kind == "reward" else config.report.samples
     prompts = first_prompts(held_out or training, shown)
     first = processes.rank() == 0
-    before = _evaluate(scorer, held_out, config) if first and held_out is not None else None
+    ranked = held_out
+    if held_out is not None and all(len(comparison.responses) < 2 for comparison in held_out):
+        logger.warning("no held-out comparison has two responses to rank: set training.eval_every for their loss")
+        ranked = None
+    before = _evaluate(scorer, ranked, config) if first and ranked is not None else None
     texts = _sample(scorer, prompts, config.report) if first else []
     how: dict[str, Any] = {
         "output": config.output,
@@ -272,7 +278,7 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult | None:
     trained = load(saved_model(config.model, result.run.model), config.encoding)
     trained.provide(joint)
     compared = config.model.kind == "lm"
-    after = _evaluate(trained, held_out, config, reference=compared) if held_out is not None else None
+    after = _evaluate(trained, ranked, config, reference=compared) if ranked is not None else None
     written = _sample(trained, prompts, config.report)
     samples = [
         {"prompt": _shown(prompt), "before": old, "after": new}
