@@ -60,7 +60,7 @@ class Cyclicity:
 
     Args:
         items: number of items.
-        comparisons: number of comparisons.
+        comparisons: number of comparisons, without ties.
         pairs: pairs of items that were compared.
         triples: triples of which each pair has a majority.
         circular: those whose majorities go round.
@@ -139,7 +139,7 @@ def cyclicity(
 
     Args:
         X: `[n, 2]`, names; for responses to prompts, names that hold the prompt.
-        y: outcomes; a tie is half a win, a soft label its share.
+        y: outcomes; ties say nothing of circles and are left out, a soft label counts as its share.
         samples: data sets drawn; the smallest p-value is 1 / (samples + 1).
         max_cycles: cycles listed at most.
         seed: of the draws.
@@ -158,12 +158,12 @@ def cyclicity(
         raise PrefkitError("cycles are among named items: X must be [n, 2] names, got features")
     outcomes, items = outcomes_of(y, len(array)), coded(array)
     n = len(items.names)
-    first, second, won, count = _tally(items.codes, outcomes, n)
+    told = outcomes != 0.5
+    first, second, won, count = _tally(items.codes[told], outcomes[told], n)
     with warnings.catch_warnings():
         # That groups are related by the penalty alone does not matter: they are never compared.
         warnings.simplefilter("ignore", UserWarning)
-        model = BradleyTerry(ridge=RIDGE).fit(array, outcomes) if (won != count / 2).any() else None
-    strengths = np.zeros(n) if model is None else model.coef_
+        strengths = BradleyTerry(ridge=RIDGE).fit(array, outcomes, told).coef_ if told.any() else np.zeros(n)
     p = expit(strengths[first] - strengths[second])
     triangles = _triangles(first, second, n)
     rounds, clearness = _circular(triangles, won, count)
@@ -171,14 +171,14 @@ def cyclicity(
     rng = np.random.default_rng(seed)
     drawn, clear, deviances = np.empty(samples), np.empty(samples), np.empty(samples)
     for sample in range(samples):
-        wins = rng.binomial(np.ceil(count).astype(int), p) * (count / np.ceil(count))
+        wins = rng.binomial(count.astype(int), p).astype(float)
         found, how_clear = _circular(triangles, wins, count)
         drawn[sample], clear[sample] = found.sum(), how_clear.sum()
         deviances[sample] = _deviance(wins, count, p)
     parts = connected_components(sp.coo_array((np.ones(len(first)), (first, second)), shape=(n, n)), directed=False)[0]
     return Cyclicity(
         n,
-        len(array),
+        int(told.sum()),
         len(first),
         int((2 * won != count)[triangles].all(axis=1).sum()),
         int(rounds.sum()),
@@ -193,7 +193,7 @@ def cyclicity(
 
 
 def _tally(codes: Codes, outcomes: Floats, n: int) -> tuple[Codes, Codes, Floats, Floats]:
-    """Each pair once: the items, the comparisons that the first one won, and all."""
+    """Each pair once: the items, the comparisons that the first one won, and all of them."""
     low, high = codes.min(axis=1), codes.max(axis=1)
     keys, slot = np.unique(low * n + high, return_inverse=True)
     oriented = np.where(codes[:, 0] == low, outcomes, 1 - outcomes)
@@ -238,6 +238,8 @@ def _deviance(won: Floats, count: Floats, p: Floats) -> float:
 
 def _cyclic_share(first: Codes, second: Codes, won: Floats, count: Floats, n: int) -> float:
     """The part of the log-odds of pairs, weighed by comparisons, that is orthogonal to differences of strengths."""
+    if not len(first):
+        return 0.0
     odds = np.log((won + 0.5) / (count - won + 0.5))
     root = np.sqrt(count)
     rows = np.arange(len(first))
