@@ -9,7 +9,7 @@ from prefkit.preference.context import (
     infer_context,
     marginal_preference,
 )
-from prefkit.preference.domain import FEATURE_FUNCTIONS, DomainReward, domain_features
+from prefkit.preference.domain import FEATURE_FUNCTIONS, DomainReward, Wins, domain_features
 from prefkit.preference.feature_rewards import FeatureRewardModel, vote_strength, with_contexts
 from prefkit.preference.features import OPINION_SUMMARY, DomainFeatures
 from prefkit.preference.network import FeedforwardReward, feedforward_scores
@@ -24,6 +24,7 @@ __all__ = [
     "FeedforwardReward",
     "InferredContext",
     "MarginalPreference",
+    "Wins",
     "aggregate",
     "decomposition_bound",
     "domain_features",
