@@ -84,16 +84,18 @@ class RewardScorer(PackedScorer):
 
     def forward(self, inputs: Inputs) -> ResponseScores:
         """Rewards of all responses of a packed batch, in the place of log-probabilities."""
-        states = self._last_states(inputs)
+        states = self.last_states(inputs)
         views = None
         if "views" in self._wanted:
             # The first view is the one that is rewarded; without dropout a second pass would only repeat it.
-            views = torch.stack([states, self._last_states(inputs) if self.training else states], 1)
+            views = torch.stack([states, self.last_states(inputs) if self.training else states], 1)
         return ResponseScores(states @ self.head, inputs["response_lengths"], views=views)
 
-    def _last_states(self, inputs: Inputs) -> Float[Tensor, "responses dim"]:
+    def last_states(self, inputs: Inputs) -> Float[Tensor, "responses dim"]:
+        """What the head reads: the last hidden state at the last token of each response."""
         with self._autocast():
-            return self._trunks[id(self.policy)].last_states(inputs).float()
+            states = self._trunks[id(self.policy)].last_states(inputs)
+        return states.float()
 
     @property
     def width(self) -> int:

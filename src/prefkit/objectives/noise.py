@@ -195,7 +195,7 @@ def flip_preferences(
         check_flip_rate(rate)
     mask = np.random.default_rng(seed).random(len(records)) < rates
     for index in np.flatnonzero(mask):
-        turned = replace(records[index], judgement=flipped(records[index]))
+        turned = flipped(records[index])
         mask[index] = turned.judgement != records[index].judgement
         records[index] = turned
     return records, mask
@@ -212,12 +212,16 @@ def _rate_of(record: Comparison, rates: Mapping[str, float]) -> float:
     return rates[record.annotator]
 
 
-def flipped(record: Comparison) -> Judgement:
-    """The judgement of a pair, or of one whole response, turned round.
+def flipped(record: Comparison) -> Comparison:
+    """A comparison with its judgement turned round. A tie has nothing to turn.
 
     Raises:
-        RecordError: it is another judgement.
+        RecordError: it has more than two responses, or judges steps.
     """
+    return replace(record, judgement=_flipped(record))
+
+
+def _flipped(record: Comparison) -> Judgement:
     match record.judgement:
         case Winner(index) if len(record.responses) == 2:
             return Winner(1 - index)

@@ -96,7 +96,7 @@ def vote(
             "flipped": bool(turned[place]),
         }
         record = replace(records[at], extra={**records[at].extra, **said})
-        records[at] = replace(record, judgement=flipped(record)) if turned[place] else record
+        records[at] = flipped(record) if turned[place] else record
     return Vote(records, strength, int(turned.sum()))
 
 
