@@ -318,6 +318,7 @@ def test_every_format_is_tested() -> None:
         "helpsteer", "prism_utterances", "openassistant", "fastchat_pairs", "fastchat_grades", "arena_hard", "pickapic",
         "hpd", "redial", "interactions", "trajectory_arrays", "trajectory_index", "trajectory_pool", "imitation",
         "tpo", "curriculum", "forum", "rpr", "written_feedback", "candidates", "opinpref",
+        "promptopinsumm",
     }  # fmt: skip
     assert {*TWO_SIDED, *CHOSEN} | elsewhere == set(FORMATS)
 
