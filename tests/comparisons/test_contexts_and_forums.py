@@ -9,6 +9,7 @@ from prefkit.comparisons import (
     Comparison,
     ContextOptions,
     Label,
+    Ranking,
     Ratings,
     RecordError,
     Winner,
@@ -171,3 +172,21 @@ def test_opinion_summaries_keep_the_scores_of_both_as_features(tmp_path: Path, p
     (found,) = read(tmp_path, row)
     assert found.judgement == Winner(preferred - 1)
     assert found.extra["features"] == [{"relevance": 4}, {"relevance": None}]
+
+
+def test_synthetic_summaries_are_ranked_by_quality(tmp_path: Path) -> None:
+    def summary(text: str, quality: str) -> dict[str, object]:
+        marks = {name: name == quality for name in ("is-good", "is-sbad", "is-vbad")}
+        return {"summary_text": text, "score": {"relevance": 3}, **marks}
+
+    good, also, bad = summary("a", "is-good"), summary("b", "is-good"), summary("c", "is-vbad")
+    (found,) = read(tmp_path, {"unique-id": "u", "reviews": ["r"], "summaries": [bad, good, also]})
+    assert found.judgement == Ranking((1, 0, 0))
+    assert found.extra["features"] == [{"relevance": 3}] * 3
+    file = tmp_path / "data.jsonl"
+    rows = [[good, also], [good, {**bad, "is-good": True}], [good, bad]]
+    file.write_text("\n".join(json.dumps({"reviews": ["r"], "summaries": row}) for row in rows))
+    data = load_comparisons(str(file))
+    assert len(list(data)) == 1
+    assert "fewer than two classes of quality" in data.skipped.rows[0].problem
+    assert data.skipped.rows[1].field == "summaries[1]"

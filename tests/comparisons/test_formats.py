@@ -317,7 +317,8 @@ def test_every_format_is_tested() -> None:
         "columns", "openrlhf", "trl_unpaired", "trl_stepwise", "prm800k", "math_shepherd", "pku_saferlhf", "pandalm",
         "helpsteer", "prism_utterances", "openassistant", "fastchat_pairs", "fastchat_grades", "arena_hard", "pickapic",
         "hpd", "redial", "interactions", "trajectory_arrays", "trajectory_index", "trajectory_pool", "imitation",
-        "tpo", "curriculum", "forum", "rpr", "written_feedback", "candidates", "opinpref", "image_pairs",
+        "tpo", "curriculum", "forum", "rpr", "written_feedback", "candidates", "opinpref",
+        "promptopinsumm", "image_pairs",
     }  # fmt: skip
     assert {*TWO_SIDED, *CHOSEN} | elsewhere == set(FORMATS)
 

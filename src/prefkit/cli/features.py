@@ -76,10 +76,10 @@ def fit(
     if held_out:
         parts = split_comparisons(data, {"train": 1 - held_out, "test": held_out}, seed=seed)
         reward.fit(parts["train"], skipped)
-        rows = [
-            [name, bootstrap_interval(reward.wins(parts["test"], [], naive=naive))]
-            for name, naive in (("this reward", False), ("mean of the features", True))
-        ]
+        rows = []
+        for name, naive in (("this reward", False), ("mean of the features", True)):
+            wins, prompts = reward.wins(parts["test"], [], naive=naive)
+            rows.append([name, bootstrap_interval(wins, clusters=prompts)])
         console.print(Table(["on held-out prompts", "accuracy [95% interval]"], rows))
     else:
         reward.fit(data, skipped)

@@ -17,7 +17,7 @@ from rich.progress import Progress
 from prefkit.errors import OptionError, RecordError
 
 if TYPE_CHECKING:
-    from prefkit.comparisons import Comparison, Comparisons
+    from prefkit.comparisons import BadRow, Comparison, Comparisons
     from prefkit.diagnostics import ContextUse, Ranked, Ranker, Scored, StyleUse
     from prefkit.language import FollowupScorer, LanguageScorer, RewardScorer
     from prefkit.preference import DomainReward
@@ -574,9 +574,13 @@ def _rewarded(comparison: Comparison, line: Mapping[str, Any]) -> Comparison:
     return replace(comparison, extra={**comparison.extra, "rewards": rewards})
 
 
+def _problem(row: BadRow) -> str:
+    return str(RecordError(row.problem, field=row.field, source=row.source, line=row.line))
+
+
 def _list_skipped(console: Console, unusable: Iterable[RecordError], comparisons: Comparisons, shown: int = 10) -> None:
     """List what was set aside: rows that could not be used, and rows that could not be read."""
-    problems = [*map(str, unusable), *(f"{row.source}:{row.line}: {row.problem}" for row in comparisons.skipped)]
+    problems = [*map(str, unusable), *(_problem(row) for row in comparisons.skipped)]
     if not problems:
         return
     console.print(f"{len(problems)} comparisons set aside:", style="yellow")

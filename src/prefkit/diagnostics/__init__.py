@@ -116,7 +116,7 @@ from prefkit.diagnostics.reversal import Reversals, reversal_metrics
 from prefkit.diagnostics.run_report import run_report
 from prefkit.diagnostics.scaling import SCALING_COLUMNS, ScalingFit, ScalingReport, scaling_fit, scaling_report
 from prefkit.diagnostics.states import ResponseStates, RowScores, ches_of_comparisons, score_states
-from prefkit.diagnostics.style import (
+from prefkit.diagnostics.styling import (
     STYLE_FEATURES,
     Phi,
     StyleControl,

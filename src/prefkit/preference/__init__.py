@@ -10,7 +10,7 @@ from prefkit.preference.context import (
     marginal_preference,
 )
 from prefkit.preference.cycles import Cycle, Cyclicity, cyclicity
-from prefkit.preference.domain import FEATURE_FUNCTIONS, DomainReward, domain_features
+from prefkit.preference.domain import FEATURE_FUNCTIONS, DomainReward, Wins, domain_features
 from prefkit.preference.estimator import PreferenceModel
 from prefkit.preference.feature_rewards import FeatureRewardModel, vote_strength, with_contexts
 from prefkit.preference.features import OPINION_SUMMARY, DomainFeatures
@@ -92,6 +92,7 @@ __all__ = [
     "Standing",
     "StrengthModel",
     "Thurstone",
+    "Wins",
     "aggregate",
     "angle_logits",
     "block_embeddings",

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,18 @@ FEATURE_FUNCTIONS: Mapping[str, FeatureFunction] = {
 }
 """Features that need no annotation, by name: words; lines; share of different words; share of the different words that
 the prompt has, too."""
+
+
+class Wins(NamedTuple):
+    """How pairs are ranked.
+
+    Args:
+        wins: `[pairs]`, 1 where a pair is ranked as judged, 0 where not, 0.5 at equal rewards.
+        prompts: `[pairs]`, which prompt each pair belongs to, for intervals.
+    """
+
+    wins: NDArray[np.float64]
+    prompts: NDArray[np.int64]
 
 
 class DomainReward:
@@ -98,28 +110,27 @@ class DomainReward:
         Raises:
             PrefkitError: no pair could be used.
         """
-        X, weights = self._pairs(comparisons, skipped)
+        X, weights, _ = self._pairs(comparisons, skipped)
         self.model.fit(X, sample_weight=weights)
         return self
 
     def score(self, comparisons: Iterable[Comparison], skipped: list[RecordError] | None = None) -> float:
         """Share of pairs that are ranked as judged, ties half; see `fit`."""
-        return float(np.mean(self.wins(comparisons, skipped)))
+        return float(self.wins(comparisons, skipped).wins.mean())
 
     def wins(
         self, comparisons: Iterable[Comparison], skipped: list[RecordError] | None = None, *, naive: bool = False
-    ) -> NDArray[np.float64]:
-        """1, 0, or 0.5 at equal rewards, for each pair: whether it is ranked as judged.
+    ) -> Wins:
+        """Whether each pair is ranked as judged.
 
         Args:
             comparisons: pairs or lists.
             skipped: see `fit`.
             naive: rank by the plain mean of the features instead.
         """
-        X, _ = self._pairs(comparisons, skipped)
+        X, _, prompts = self._pairs(comparisons, skipped)
         ahead = X[:, 0].mean(1) - X[:, 1].mean(1) if naive else self.model.decision_function(X)
-        found: NDArray[np.float64] = np.heaviside(ahead, 0.5)
-        return found
+        return Wins(np.heaviside(ahead, 0.5), prompts)
 
     def annotate(
         self, comparisons: Iterable[Comparison], skipped: list[RecordError] | None = None
@@ -185,10 +196,12 @@ class DomainReward:
 
     def _pairs(
         self, comparisons: Iterable[Comparison], skipped: list[RecordError] | None
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Features `[pairs, 2, features]`, the better response first, and weights."""
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+        """Features `[pairs, 2, features]`, the better response first, weights, and the prompt of each pair."""
         X: list[NDArray[np.float64]] = []
         weights: list[float] = []
+        known: dict[str, int] = {}
+        prompts: list[int] = []
         for comparison in comparisons:
             try:
                 found = pairs(comparison)
@@ -202,10 +215,11 @@ class DomainReward:
                 assert vectors is not None
                 X.append(vectors[[pair.chosen, pair.rejected]])
                 weights.append(comparison.weight)
+                prompts.append(known.setdefault(str(comparison.prompts), len(known)))
         if not X:
             first = f"; first: {skipped[0]}" if skipped else ""
             raise PrefkitError(f"no comparison has a preferred response and features{first}")
-        return np.array(X), np.array(weights)
+        return np.array(X), np.array(weights), np.array(prompts)
 
 
 def domain_features(

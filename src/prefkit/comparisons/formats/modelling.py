@@ -8,7 +8,7 @@ from typing import Literal
 from prefkit.comparisons.formats.base import Format, has, is_list
 from prefkit.comparisons.forum import drawn_pair, forum_pairs
 from prefkit.comparisons.record import Comparison, Label, Message, Ratings
-from prefkit.comparisons.rows import A, B, Row, assistant, user
+from prefkit.comparisons.rows import A, B, Row, assistant, ranking, user
 from prefkit.errors import PrefkitError, RecordError
 from prefkit.options import Options
 
@@ -132,6 +132,35 @@ def _opinpref(row: Row, options: Options) -> Iterator[Comparison]:
     )
 
 
+_QUALITY = ("is-good", "is-sbad", "is-vbad")
+
+
+def _promptopinsumm(row: Row, options: Options) -> Iterator[Comparison]:
+    """All summaries of a product, ranked by the quality that they were written with; those of one quality are ties."""
+    reviews, summaries = row.list_of("reviews"), row.objects("summaries")
+    ranks = []
+    for place, summary in enumerate(summaries):
+        marks = [rank for rank, name in enumerate(_QUALITY) if summary.get(name)]
+        if len(marks) != 1:
+            raise row.error(
+                f"a summary is of one quality, {', '.join(_QUALITY)}, got {len(marks)}", f"summaries[{place}]"
+            )
+        ranks.append(marks[0])
+    if len(set(ranks)) < 2:
+        raise row.error("no judgement: fewer than two classes of quality", "summaries")
+    yield Comparison(
+        (user("\n".join(str(review) for review in reviews)),),
+        tuple(assistant(summary.text("summary_text")) for summary in summaries),
+        ranking(ranks),
+        id=row.name("unique-id"),
+        extra={
+            **row.rest("reviews", "summaries", "unique-id"),
+            "features": [dict(summary.inside("score")) for summary in summaries],
+        },
+        **row.place,
+    )
+
+
 def feedback_example(question: str, answer: str, feedback: str) -> Comparison:
     """Written feedback as a demonstration, with which the objective `sft` teaches a model to give it.
 
@@ -174,6 +203,13 @@ FORMATS = (
         "1: first, 2: second; scores of the summaries become `features`",
         has("reviews", "summary-pairs", "preference-data"),
         _opinpref,
+    ),
+    Format(
+        "promptopinsumm",
+        "`reviews` list, `summaries` with `summary_text`, `score`, `is-good`, `is-sbad`, `is-vbad`",
+        "good beats slightly bad beats very bad; within a class ties",
+        lambda row: has("reviews", "summaries")(row) and is_list(row, "summaries"),
+        _promptopinsumm,
     ),
     Format(
         "candidates",
