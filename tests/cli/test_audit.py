@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from prefkit.cli.audit import advise, audit
 from prefkit.comparisons import load_comparisons, write_comparisons
+from prefkit.diagnostics import CATEGORIES
 from prefkit.errors import OptionError, PrefkitError
 from prefkit.objectives import make_objective
 from prefkit.recipes.audit import read_probes
@@ -58,6 +60,21 @@ def test_audit_of_a_run_shows_what_it_moved(file: Path, trained: Path, tmp_path:
     headings = [s["heading"] for s in json.loads((tmp_path / "audit.json").read_text())["sections"]]
     assert "What training moved" in headings
     assert "The run, step by step" in headings
+    with (tmp_path / "audit-pairs.csv").open() as pairs:
+        rows = list(csv.DictReader(pairs))
+    assert len(rows) == 20
+    assert float(rows[0]["difficulty"]) == pytest.approx(
+        float(rows[0]["rejected_logp"]) - float(rows[0]["chosen_logp"])
+    )
+    assert rows[0]["moved"] in CATEGORIES
+
+
+def test_the_report_goes_on_where_the_model_can_score_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "long.jsonl"
+    file.write_text(json.dumps({"prompt": "word " * 2000, "chosen": "yes", "rejected": "no"}) + "\n")
+    done = call("audit", file, "--model", "builtin", "--output", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert "Not told: the model could score no pair" in done.output
 
 
 def test_a_run_of_other_data_is_refused(trained: Path, tmp_path: Path) -> None:

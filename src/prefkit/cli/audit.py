@@ -28,7 +28,7 @@ def audit(
         str | None, typer.Option(help="The model before training, if --model is the trained one; an adapter brings it.")
     ] = None,
     run: Annotated[Path | None, typer.Option(help="Run folder: its trained model against the one before it.")] = None,
-    output: Annotated[Path, typer.Option(help="Folder for audit.html, audit.json and audit-data/.")] = Path("."),
+    output: Annotated[Path, typer.Option(help="Folder for audit.html and its data.")] = Path("."),
     rows: Rows = 1000,
     values: Annotated[
         Path | None, typer.Option(help="JSON Lines of `prompt` and `topic`: also how stances moved in training.")
@@ -77,6 +77,8 @@ def audit(
         found = audit_file(comparisons, options, on_row=on_row, on_scored=on_scored)
     output.mkdir(parents=True, exist_ok=True)
     page = found.report.write(output / "audit.html")
+    if found.model is not None:
+        (output / "audit-pairs.csv").write_text(found.model.pairs_table().csv(), encoding="utf-8")
     console = Console()
     for section in found.report.sections:
         console.print(section.heading, style="bold", highlight=False)

@@ -25,7 +25,7 @@ SHOWN, SHOWN_TEXTS = 15, 6
 def audit_report(
     title: str,
     data: DataFindings,
-    model: ModelFindings | None = None,
+    model: ModelFindings | str | None = None,
     *,
     metrics: Sequence[Mapping[str, Any]] = (),
     values: Sequence[ValueTrajectory] = (),
@@ -35,10 +35,11 @@ def audit_report(
     Args:
         title: title of the page.
         data: see `audit_data`.
-        model: see `audit_model`.
+        model: see `audit_model`; or why it could say nothing.
         metrics: the lines of a run's `metrics.jsonl`.
         values: stances before and after training, one trajectory a topic.
     """
+    why, model = (model, None) if isinstance(model, str) else ("", model)
     report = Report(title, _summary(data, model))
     _health(report, data.health)
     _style(report, data)
@@ -51,6 +52,8 @@ def audit_report(
         _hard(report, model)
         _ranked(report, model)
         _moved(report, model)
+    if why:
+        report.section("What the model makes of it", f"Not told: {why}.")
     if plots := training_plots(metrics):
         report.section(
             "The run, step by step",

@@ -110,24 +110,30 @@ def audit_file(
     trained = run is not None or options.reference is not None
     generator = np.random.default_rng(options.seed)
     data = audit_data(comparisons, on_row=on_row, generator=generator)
-    model = None
+    model: ModelFindings | str | None = None
     if scorer is not None:
-        model = audit_model(
-            scorer,
-            comparisons,
-            data=data,
-            trained=trained,
-            rows=options.rows,
-            batch_size=options.batch_size,
-            beta=options.beta,
-            on_row=on_scored,
-            generator=generator,
-        )
+        try:
+            model = audit_model(
+                scorer,
+                comparisons,
+                data=data,
+                trained=trained,
+                rows=options.rows,
+                batch_size=options.batch_size,
+                beta=options.beta,
+                on_row=on_scored,
+                generator=generator,
+            )
+        except OptionError:
+            raise
+        except PrefkitError as error:
+            # What the data say stands, whatever the model could not do (texts too long for it, say).
+            model = str(error)
     values = [] if options.values is None or named is None else value_drift(options, named, encoding)
     report = audit_report(
         f"Audit of {comparisons.source}", data, model, metrics=run.metrics if run is not None else (), values=values
     )
-    return FileAudit(data, model, report)
+    return FileAudit(data, None if isinstance(model, str) else model, report)
 
 
 def _models(options: AuditOptions, run: Run | None) -> ModelOptions | None:
