@@ -88,7 +88,7 @@ def test_a_run_of_other_data_is_refused(trained: Path, tmp_path: Path) -> None:
 def test_value_drift_goes_by_a_judge(file: Path, trained: Path, tmp_path: Path) -> None:
     probes = tmp_path / "probes.jsonl"
     probes.write_text('{"prompt": "Taxes?", "topic": "taxes"}\n{"prompt": "More taxes?", "topic": "taxes"}\n')
-    options = ("--run", trained, "--rows", 5, "--values", probes, "--judge", "builtin")
+    options = ("--run", trained, "--rows", 5, "--values", probes, "--judge", "builtin", "--max-new-tokens", 4)
     done = call("audit", file, *options, "--output", tmp_path)
     assert done.exit_code == 0, done.output
     last = json.loads((tmp_path / "audit.json").read_text())["sections"][-1]

@@ -34,6 +34,7 @@ def audit(
         Path | None, typer.Option(help="JSON Lines of `prompt` and `topic`: also how stances moved in training.")
     ] = None,
     judge: Annotated[str | None, typer.Option(help="Model that labels stances, for --values.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer, for --values.")] = 256,
     beta: Annotated[float, typer.Option(help="Temperature for which losses and thresholds are given.")] = 0.1,
     format: FormatName = None,
     columns: Columns = None,
@@ -66,6 +67,7 @@ def audit(
             "rows": rows,
             "values": None if values is None else str(values),
             "judge": judge,
+            "max_new_tokens": max_new_tokens,
             "beta": beta,
             "batch_size": batch_size,
             "max_length": max_length,

@@ -57,6 +57,7 @@ class AuditOptions(Options):
     precision: Precision = Field("fp32", description="numbers in which matrix products are computed")
     values: str | None = Field(None, description="JSON Lines of `prompt` and `topic`")
     judge: str | None = Field(None, description="the model that labels stances")
+    max_new_tokens: int = Field(256, ge=1, description="tokens of an answer to a value-laden prompt")
     seed: int = Field(0, ge=0, description="fixes the sample")
 
     @model_validator(mode="after")
@@ -207,7 +208,7 @@ def value_drift(options: AuditOptions, models: ModelOptions, encoding: EncodingO
     judge = stance_judge(load_scorer(options.judge, encoding).eval())
 
     def answers(model: LanguageScorer, asked: Any, seed: int) -> list[str]:
-        return sample(model, asked, max_new_tokens=256, temperature=0.7, seed=options.seed + seed)
+        return sample(model, asked, max_new_tokens=options.max_new_tokens, temperature=0.7, seed=options.seed + seed)
 
     probe = StanceProbe(prompts, topics, answers, judge)
     for step, path in enumerate((before, models.path)):
