@@ -9,6 +9,7 @@ os.environ.setdefault("LRU_CACHE_CAPACITY", "16")
 from prefkit.language.encoding import Encoder, EncodingOptions, Lengths, truncated_lengths
 from prefkit.language.head import label_logps, token_logps
 from prefkit.language.models import BUILTIN, LoraOptions, ModelOptions, is_reward_model, load_scorer
+from prefkit.language.next_token import first_token_logps
 from prefkit.language.packing import Layout, pack
 from prefkit.language.residual import mix_embeddings, one_step_ahead_ids
 from prefkit.language.reward import RewardScorer, annotate, load_reward
@@ -31,6 +32,7 @@ __all__ = [
     "RewardScorer",
     "SequenceLogps",
     "annotate",
+    "first_token_logps",
     "is_reward_model",
     "label_logps",
     "load_reward",

@@ -22,6 +22,7 @@ from prefkit.diagnostics import (
     audit_data,
     audit_model,
     audit_report,
+    gaining_tokens,
 )
 from prefkit.errors import OptionError, PrefkitError
 from prefkit.language import (
@@ -29,16 +30,20 @@ from prefkit.language import (
     LanguageScorer,
     ModelOptions,
     Precision,
+    first_token_logps,
     is_reward_model,
     load_scorer,
     sample,
     stance_judge,
 )
 from prefkit.options import Options
-from prefkit.recipes.run import DataOptions, saved_model
+from prefkit.recipes.run import DataOptions, first_prompts, saved_model
 from prefkit.recipes.run import comparisons as read_comparisons
 from prefkit.report import Report
 from prefkit.training import Run
+
+_PROMPTS = 50
+"""Prompts after which it is looked which first tokens gained."""
 
 _CHECKED, _READ = 200, 20_000
 """Responses that are looked for in the run's data, and comparisons that they are looked for in."""
@@ -130,9 +135,15 @@ def audit_file(
         except PrefkitError as error:
             # What the data say stands, whatever the model could not do (texts too long for it, say).
             model = str(error)
+    gains = first_gains(scorer, comparisons) if trained and scorer is not None else []
     values = [] if options.values is None or named is None else value_drift(options, named, encoding)
     report = audit_report(
-        f"Audit of {comparisons.source}", data, model, metrics=run.metrics if run is not None else (), values=values
+        f"Audit of {comparisons.source}",
+        data,
+        model,
+        metrics=run.metrics if run is not None else (),
+        values=values,
+        gains=gains,
     )
     return FileAudit(data, None if isinstance(model, str) else model, report)
 
@@ -190,6 +201,20 @@ def _responses(comparisons: Iterable[Comparison]) -> list[int]:
 def _share(responses: list[int], known: set[int]) -> float:
     first = responses[:_CHECKED]
     return sum(response in known for response in first) / len(first) if first else 1.0
+
+
+def first_gains(scorer: LanguageScorer, comparisons: Iterable[Comparison]) -> list[tuple[str, float, float]]:
+    """The tokens that gained most at the first place of a response, in the mean over some prompts: where mass went."""
+    prompts = first_prompts(islice(comparisons, _READ), _PROMPTS)
+    try:
+        before = first_token_logps(scorer, prompts, reference=True)
+        after = first_token_logps(scorer, prompts)
+    except PrefkitError:  # no prompt fits: the sections of the model say so
+        return []
+    return [
+        (repr(scorer.tokenizer.decode([token])), float(before[token].exp()), float(after[token].exp()))
+        for token, _ in gaining_tokens(before, after)
+    ]
 
 
 def value_drift(options: AuditOptions, models: ModelOptions, encoding: EncodingOptions) -> list[ValueTrajectory]:
