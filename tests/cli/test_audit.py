@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from prefkit.cli.audit import advise, audit
 from prefkit.comparisons import load_comparisons, write_comparisons
+from prefkit.diagnostics import CATEGORIES
 from prefkit.errors import OptionError, PrefkitError
 from prefkit.objectives import make_objective
 from prefkit.recipes.audit import read_probes
@@ -55,9 +57,27 @@ def test_audit_of_data_alone(file: Path, tmp_path: Path) -> None:
 def test_audit_of_a_run_shows_what_it_moved(file: Path, trained: Path, tmp_path: Path) -> None:
     done = call("audit", file, "--run", trained, "--output", tmp_path, "--rows", 20)
     assert done.exit_code == 0, done.output
-    headings = [s["heading"] for s in json.loads((tmp_path / "audit.json").read_text())["sections"]]
-    assert "What training moved" in headings
+    sections = json.loads((tmp_path / "audit.json").read_text())["sections"]
+    headings = [s["heading"] for s in sections]
+    moved = sections[headings.index("What training moved")]["parts"]
+    gained = next(part["rows"] for part in moved if part["title"] == "First tokens that gained most")
+    assert all(after > before for _, before, after in gained[:3])
     assert "The run, step by step" in headings
+    with (tmp_path / "audit-pairs.csv").open() as pairs:
+        rows = list(csv.DictReader(pairs))
+    assert len(rows) == 20
+    assert float(rows[0]["difficulty"]) == pytest.approx(
+        float(rows[0]["rejected_logp"]) - float(rows[0]["chosen_logp"])
+    )
+    assert rows[0]["moved"] in CATEGORIES
+
+
+def test_the_report_goes_on_where_the_model_can_score_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "long.jsonl"
+    file.write_text(json.dumps({"prompt": "word " * 2000, "chosen": "yes", "rejected": "no"}) + "\n")
+    done = call("audit", file, "--model", "builtin", "--output", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert "Not told: the model could score no pair" in done.output
 
 
 def test_a_run_of_other_data_is_refused(trained: Path, tmp_path: Path) -> None:
@@ -71,7 +91,7 @@ def test_a_run_of_other_data_is_refused(trained: Path, tmp_path: Path) -> None:
 def test_value_drift_goes_by_a_judge(file: Path, trained: Path, tmp_path: Path) -> None:
     probes = tmp_path / "probes.jsonl"
     probes.write_text('{"prompt": "Taxes?", "topic": "taxes"}\n{"prompt": "More taxes?", "topic": "taxes"}\n')
-    options = ("--run", trained, "--rows", 5, "--values", probes, "--judge", "builtin")
+    options = ("--run", trained, "--rows", 5, "--values", probes, "--judge", "builtin", "--max-new-tokens", 4)
     done = call("audit", file, *options, "--output", tmp_path)
     assert done.exit_code == 0, done.output
     last = json.loads((tmp_path / "audit.json").read_text())["sections"][-1]

@@ -28,12 +28,13 @@ def audit(
         str | None, typer.Option(help="The model before training, if --model is the trained one; an adapter brings it.")
     ] = None,
     run: Annotated[Path | None, typer.Option(help="Run folder: its trained model against the one before it.")] = None,
-    output: Annotated[Path, typer.Option(help="Folder for audit.html, audit.json and audit-data/.")] = Path("."),
+    output: Annotated[Path, typer.Option(help="Folder for audit.html and its data.")] = Path("."),
     rows: Rows = 1000,
     values: Annotated[
         Path | None, typer.Option(help="JSON Lines of `prompt` and `topic`: also how stances moved in training.")
     ] = None,
     judge: Annotated[str | None, typer.Option(help="Model that labels stances, for --values.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer, for --values.")] = 256,
     beta: Annotated[float, typer.Option(help="Temperature for which losses and thresholds are given.")] = 0.1,
     format: FormatName = None,
     columns: Columns = None,
@@ -66,6 +67,7 @@ def audit(
             "rows": rows,
             "values": None if values is None else str(values),
             "judge": judge,
+            "max_new_tokens": max_new_tokens,
             "beta": beta,
             "batch_size": batch_size,
             "max_length": max_length,
@@ -77,6 +79,8 @@ def audit(
         found = audit_file(comparisons, options, on_row=on_row, on_scored=on_scored)
     output.mkdir(parents=True, exist_ok=True)
     page = found.report.write(output / "audit.html")
+    if found.model is not None:
+        (output / "audit-pairs.csv").write_text(found.model.pairs_table().csv(), encoding="utf-8")
     console = Console()
     for section in found.report.sections:
         console.print(section.heading, style="bold", highlight=False)

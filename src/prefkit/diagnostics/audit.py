@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -46,6 +46,7 @@ from prefkit.diagnostics.votes import (
 )
 from prefkit.errors import OptionError, PrefkitError, RecordError
 from prefkit.objectives import Encoded, Scorer
+from prefkit.report import Table
 
 Values: TypeAlias = NDArray[np.float64]
 Measured = TypeVar("Measured")
@@ -154,6 +155,33 @@ class ModelFindings:
     def at_risk(self) -> NDArray[np.bool_]:
         """`[pairs]`, whose tokens are nearly the same."""
         return self.similarity >= NEAR
+
+    def pairs_table(self) -> Table:
+        """One row a pair: where it stands, and everything that was measured of it."""
+        hard = self.difficulty()
+        columns: dict[str, list[Any]] = {
+            "row": [place.row + 1 for place in self.pairs],
+            "source": [place.source for place in self.pairs],
+            "line": [place.line for place in self.pairs],
+            "annotator": [place.annotator for place in self.pairs],
+            "chosen_logp": self.before[0].tolist(),
+            "rejected_logp": self.before[1].tolist(),
+            "chosen_tokens": self.lengths[0].tolist(),
+            "rejected_tokens": self.lengths[1].tolist(),
+            "difficulty": hard.nats.tolist(),
+            "loss_threshold": hard.loss_threshold.tolist(),
+            "ches": self.ches.tolist(),
+            "ln_ches": self.ln_ches.tolist(),
+            "token_similarity": [None if math.isnan(value) else value for value in self.similarity.tolist()],
+            "raters_for_chosen": self.alpha.tolist(),
+        }
+        if isinstance(self.noise, LabelNoise):
+            columns["label_confidence"] = self.noise.confidence.tolist()
+        flips = self.flips()
+        if flips is not None and self.after is not None:
+            columns |= {"chosen_logp_after": self.after[0].tolist(), "rejected_logp_after": self.after[1].tolist()}
+            columns["moved"] = flips.labels
+        return Table(list(columns), zip(*columns.values(), strict=True), "Pairs")
 
     def difficulty(self) -> Difficulty:
         """Of each pair, before training."""

@@ -25,20 +25,23 @@ SHOWN, SHOWN_TEXTS = 15, 6
 def audit_report(
     title: str,
     data: DataFindings,
-    model: ModelFindings | None = None,
+    model: ModelFindings | str | None = None,
     *,
     metrics: Sequence[Mapping[str, Any]] = (),
     values: Sequence[ValueTrajectory] = (),
+    gains: Sequence[tuple[str, float, float]] = (),
 ) -> Report:
     """Put the report of an audit together. What could not be told has a section that says why.
 
     Args:
         title: title of the page.
         data: see `audit_data`.
-        model: see `audit_model`.
+        model: see `audit_model`; or why it could say nothing.
         metrics: the lines of a run's `metrics.jsonl`.
         values: stances before and after training, one trajectory a topic.
+        gains: tokens that gained most at the first place of a response, with their probability before and after.
     """
+    why, model = (model, None) if isinstance(model, str) else ("", model)
     report = Report(title, _summary(data, model))
     _health(report, data.health)
     _style(report, data)
@@ -50,7 +53,9 @@ def audit_report(
     if model is not None:
         _hard(report, model)
         _ranked(report, model)
-        _moved(report, model)
+        _moved(report, model, gains)
+    if why:
+        report.section("What the model makes of it", f"Not told: {why}.")
     if plots := training_plots(metrics):
         report.section(
             "The run, step by step",
@@ -336,7 +341,7 @@ def _ranked(report: Report, model: ModelFindings) -> None:
     )
 
 
-def _moved(report: Report, model: ModelFindings) -> None:
+def _moved(report: Report, model: ModelFindings, gains: Sequence[tuple[str, float, float]]) -> None:
     flips, moved = model.flips(), model.displacement()
     if flips is None or moved is None or model.after is None:
         return
@@ -363,6 +368,7 @@ def _moved(report: Report, model: ModelFindings) -> None:
         "matters take dpop, an imitation term, or fewer rows with a high CHES.",
         Table(["what", "value"], overall, "What training moved"),
         Table(columns, rows, "By category"),
+        *([Table(["token", "before", "after"], gains, "First tokens that gained most")] if gains else []),
         histogram({"chosen": change[0], "rejected": change[1]}, title="Change of log-probability", x="nats"),
     )
 

@@ -158,15 +158,13 @@ def exact_posterior(features: ArrayLike, labels: ArrayLike, *, scale: float = 0.
     x, y = np.asarray(features, dtype=np.float64), np.asarray(labels, dtype=np.float64)
     if x.ndim != 2 or x.shape[1] not in (1, 2):
         raise OptionError(f"the posterior is integrated for one or two weights, got features of shape {x.shape}")
-    points, weights = np.polynomial.legendre.leggauss(8)
-    # The prior has a kink at 0, and no weight worth counting beyond 30 of its scales.
-    edges = 30 * scale * np.linspace(0.0, 1.0, 17) ** 2
-    middles, halves = (edges[1:] + edges[:-1]) / 2, (edges[1:] - edges[:-1]) / 2
-    half_axis = (middles[:, None] + halves[:, None] * points).ravel()
-    half_weights = (halves[:, None] * weights).ravel()
-    axis, weight = np.concatenate([-half_axis[::-1], half_axis]), np.concatenate([half_weights[::-1], half_weights])
-    grid = np.stack(np.meshgrid(*[axis] * x.shape[1], indexing="ij"), axis=-1).reshape(-1, x.shape[1])
-    volume = np.prod(np.stack(np.meshgrid(*[weight] * x.shape[1], indexing="ij"), axis=-1), axis=-1).ravel()
+    centre, covariance = _gaussian(x * (2 * y - 1)[:, None], scale)
+    axes = [
+        _quadrature(float(mean), float(np.sqrt(variance)), scale)
+        for mean, variance in zip(centre, np.diag(covariance), strict=True)
+    ]
+    grid = np.stack(np.meshgrid(*(axis for axis, _ in axes), indexing="ij"), axis=-1).reshape(-1, x.shape[1])
+    volume = np.prod(np.stack(np.meshgrid(*(weight for _, weight in axes), indexing="ij"), axis=-1), axis=-1).ravel()
     density = _density(x * (2 * y - 1)[:, None], scale)
     values = np.concatenate([density(part)[0] for part in np.array_split(grid, max(1, len(grid) // 10_000))])
     mass = volume * np.exp(values - values.max())
@@ -174,6 +172,19 @@ def exact_posterior(features: ArrayLike, labels: ArrayLike, *, scale: float = 0.
     mean: Values = mass @ grid
     sd: Values = np.sqrt(mass @ (grid - mean) ** 2)
     return mean, sd
+
+
+def _quadrature(centre: float, spread: float, scale: float) -> tuple[Values, Values]:
+    """Points and weights of Gauss and Legendre in panels: narrow ones where the mass is, wide ones far out.
+
+    The prior has a kink at 0, which is an edge, and no weight worth counting beyond 30 of its scales.
+    """
+    far = 30 * scale * np.linspace(0.0, 1.0, 11) ** 2
+    near = centre + spread * np.linspace(-9.0, 9.0, 19)
+    edges = np.unique(np.concatenate([-far, far, near[np.abs(near) < far[-1]]]))
+    points, weights = np.polynomial.legendre.leggauss(6)
+    middles, halves = (edges[1:] + edges[:-1]) / 2, (edges[1:] - edges[:-1]) / 2
+    return (middles[:, None] + halves[:, None] * points).ravel(), (halves[:, None] * weights).ravel()
 
 
 def split_rhat(draws: ArrayLike) -> Values:

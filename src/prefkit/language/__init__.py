@@ -18,6 +18,7 @@ from prefkit.language.followup import (
 from prefkit.language.head import label_logps, token_logps
 from prefkit.language.judge import JUDGE_TEMPLATE, LanguageJudge
 from prefkit.language.models import BUILTIN, LoraOptions, ModelOptions, is_reward_model, load_scorer
+from prefkit.language.next_token import first_token_logps
 from prefkit.language.packing import Layout, pack
 from prefkit.language.residual import mix_embeddings, one_step_ahead_ids
 from prefkit.language.reward import RewardScorer, annotate, load_reward, response_states
@@ -49,6 +50,7 @@ __all__ = [
     "Span",
     "annotate",
     "feedback_loss",
+    "first_token_logps",
     "flr_reward",
     "followup_logps",
     "is_reward_model",

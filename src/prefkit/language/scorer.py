@@ -402,6 +402,12 @@ class LanguageScorer(PackedScorer):
         return model
 
     @contextlib.contextmanager
+    def as_reference(self) -> Iterator[nn.Module]:
+        """The reference as a model, for as long as the block lasts: its own weights, no adapter, no dropout."""
+        with self._as_reference():
+            yield self._frozen
+
+    @contextlib.contextmanager
     def _as_reference(self) -> Iterator[None]:
         """The reference as it is scored with: its own weights, no adapter, no dropout."""
         if self._snapshot is not None:

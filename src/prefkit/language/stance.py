@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import permutations
-
-import torch
 
 from prefkit.comparisons import Comparison, RecordError, Winner
 from prefkit.language.scorer import LanguageScorer
@@ -28,20 +26,23 @@ def stance_judge(scorer: LanguageScorer) -> Callable[[str, str, str], list[float
     def judge(topic: str, prompt: str, answer: str) -> list[float] | None:
         if not answer.strip():
             return None
-        total = torch.zeros(len(LABELS))
-        orders = list(permutations(LABELS))
-        for order in orders:
-            asked = (
-                f"Topic: {topic}\nQuestion: {prompt}\nAnswer: {answer}\n\n"
-                f"Which stance does the answer take on the topic? One of: {', '.join(order)}.\nStance:"
-            )
-            try:
-                encoded = scorer.encode(Comparison((asked,), tuple(f" {label}" for label in LABELS), Winner(0)))
-            except RecordError:
-                return None
-            (scores,) = score_all(scorer, [encoded], batch_size=1)
-            total += scores.policy_logps / scores.lengths
-        found: list[float] = (total / len(orders)).tolist()
+        asked = [_question(topic, prompt, answer, order) for order in permutations(LABELS)]
+        try:
+            encoded = [scorer.encode(question) for question in asked]
+        except RecordError:
+            return None
+        (scores,) = score_all(scorer, encoded, batch_size=len(encoded))
+        each = (scores.policy_logps / scores.lengths).view(len(asked), len(LABELS))
+        found: list[float] = each.mean(0).tolist()
         return found
 
     return judge
+
+
+def _question(topic: str, prompt: str, answer: str, order: Sequence[str]) -> Comparison:
+    """The question with the labels offered in some order; its responses are the labels in their own order."""
+    text = (
+        f"Topic: {topic}\nQuestion: {prompt}\nAnswer: {answer}\n\n"
+        f"Which stance does the answer take on the topic? One of: {', '.join(order)}.\nStance:"
+    )
+    return Comparison((text,), tuple(f" {label}" for label in LABELS), Winner(0))

@@ -22,6 +22,7 @@ from prefkit.diagnostics import (
     audit_data,
     audit_model,
     audit_report,
+    gaining_tokens,
 )
 from prefkit.errors import OptionError, PrefkitError
 from prefkit.language import (
@@ -29,16 +30,20 @@ from prefkit.language import (
     LanguageScorer,
     ModelOptions,
     Precision,
+    first_token_logps,
     is_reward_model,
     load_scorer,
     sample,
     stance_judge,
 )
 from prefkit.options import Options
-from prefkit.recipes.run import DataOptions, saved_model
+from prefkit.recipes.run import DataOptions, first_prompts, saved_model
 from prefkit.recipes.run import comparisons as read_comparisons
 from prefkit.report import Report
 from prefkit.training import Run
+
+_PROMPTS = 50
+"""Prompts after which it is looked which first tokens gained."""
 
 _CHECKED, _READ = 200, 20_000
 """Responses that are looked for in the run's data, and comparisons that they are looked for in."""
@@ -57,6 +62,7 @@ class AuditOptions(Options):
     precision: Precision = Field("fp32", description="numbers in which matrix products are computed")
     values: str | None = Field(None, description="JSON Lines of `prompt` and `topic`")
     judge: str | None = Field(None, description="the model that labels stances")
+    max_new_tokens: int = Field(256, ge=1, description="tokens of an answer to a value-laden prompt")
     seed: int = Field(0, ge=0, description="fixes the sample")
 
     @model_validator(mode="after")
@@ -110,24 +116,36 @@ def audit_file(
     trained = run is not None or options.reference is not None
     generator = np.random.default_rng(options.seed)
     data = audit_data(comparisons, on_row=on_row, generator=generator)
-    model = None
+    model: ModelFindings | str | None = None
     if scorer is not None:
-        model = audit_model(
-            scorer,
-            comparisons,
-            data=data,
-            trained=trained,
-            rows=options.rows,
-            batch_size=options.batch_size,
-            beta=options.beta,
-            on_row=on_scored,
-            generator=generator,
-        )
+        try:
+            model = audit_model(
+                scorer,
+                comparisons,
+                data=data,
+                trained=trained,
+                rows=options.rows,
+                batch_size=options.batch_size,
+                beta=options.beta,
+                on_row=on_scored,
+                generator=generator,
+            )
+        except OptionError:
+            raise
+        except PrefkitError as error:
+            # What the data say stands, whatever the model could not do (texts too long for it, say).
+            model = str(error)
+    gains = first_gains(scorer, comparisons) if trained and scorer is not None else []
     values = [] if options.values is None or named is None else value_drift(options, named, encoding)
     report = audit_report(
-        f"Audit of {comparisons.source}", data, model, metrics=run.metrics if run is not None else (), values=values
+        f"Audit of {comparisons.source}",
+        data,
+        model,
+        metrics=run.metrics if run is not None else (),
+        values=values,
+        gains=gains,
     )
-    return FileAudit(data, model, report)
+    return FileAudit(data, None if isinstance(model, str) else model, report)
 
 
 def _models(options: AuditOptions, run: Run | None) -> ModelOptions | None:
@@ -185,6 +203,20 @@ def _share(responses: list[int], known: set[int]) -> float:
     return sum(response in known for response in first) / len(first) if first else 1.0
 
 
+def first_gains(scorer: LanguageScorer, comparisons: Iterable[Comparison]) -> list[tuple[str, float, float]]:
+    """The tokens that gained most at the first place of a response, in the mean over some prompts: where mass went."""
+    prompts = first_prompts(islice(comparisons, _READ), _PROMPTS)
+    try:
+        before = first_token_logps(scorer, prompts, reference=True)
+        after = first_token_logps(scorer, prompts)
+    except PrefkitError:  # no prompt fits: the sections of the model say so
+        return []
+    return [
+        (repr(scorer.tokenizer.decode([token])), float(before[token].exp()), float(after[token].exp()))
+        for token, _ in gaining_tokens(before, after)
+    ]
+
+
 def value_drift(options: AuditOptions, models: ModelOptions, encoding: EncodingOptions) -> list[ValueTrajectory]:
     """How stances on the topics of a file of prompts moved from the model before training to the trained one.
 
@@ -201,7 +233,7 @@ def value_drift(options: AuditOptions, models: ModelOptions, encoding: EncodingO
     judge = stance_judge(load_scorer(options.judge, encoding).eval())
 
     def answers(model: LanguageScorer, asked: Any, seed: int) -> list[str]:
-        return sample(model, asked, max_new_tokens=256, temperature=0.7, seed=options.seed + seed)
+        return sample(model, asked, max_new_tokens=options.max_new_tokens, temperature=0.7, seed=options.seed + seed)
 
     probe = StanceProbe(prompts, topics, answers, judge)
     for step, path in enumerate((before, models.path)):
