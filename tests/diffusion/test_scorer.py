@@ -306,3 +306,26 @@ def test_inversion_needs_a_schedule_that_preserves_variance() -> None:
 def test_objectives_on_tokens_and_rewards_do_not_apply(objective: str, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="scores of images have no"):
         trained(digits.scorer(), objective, tmp_path)
+
+
+def test_mixed_precision_is_close_and_has_gradients() -> None:
+    exact, mixed = digits.scorer(), digits.scorer(precision="bf16")
+    scores = mixed.train()(inputs(mixed)).policy_logps
+    torch.testing.assert_close(scores, exact.train()(inputs(exact)).policy_logps, atol=0.02, rtol=0.02)
+    assert scores.dtype == torch.float32
+    scores.sum().backward()
+    assert all(torch.isfinite(weight.grad).all() for weight in mixed.parameters() if weight.grad is not None)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("latents", ["forward", "ddim", "renoise"])
+def test_a_device_gives_the_same_scores(latents: str) -> None:
+    found = []
+    for device in ("cpu", "cuda"):
+        scorer = digits.scorer({"latents": latents, "inversion": {"steps": 3}}).to(device)
+        scorer.use_reference(True)
+        scores = scorer.train()({name: each.to(device) for name, each in inputs(scorer).items()})
+        scores.policy_logps.sum().backward()
+        found.append(scores.policy_logps.detach().cpu())
+    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-3)

@@ -17,6 +17,7 @@ from prefkit.errors import OptionError, RecordError
 
 if TYPE_CHECKING:
     from prefkit.comparisons import Comparison, Comparisons
+    from prefkit.diffusion import DiffusionScorer
     from prefkit.language import LanguageScorer, RewardScorer
 
 Model = Annotated[str, typer.Argument(help="Folder or hub name of the model or adapter; `builtin` ships with it.")]
@@ -45,7 +46,8 @@ def score(
 ) -> None:
     """Write the log-probability of every response: summed, per token, and the number of tokens.
 
-    Of a reward model it is the reward of every response, and the number of tokens.
+    Of a reward model it is the reward of every response, and the number of tokens. Of a pipeline of diffusers it is
+    minus half the denoising error of every image, a mean over draws.
 
     Examples:
 
@@ -54,13 +56,15 @@ def score(
         prefkit score runs/rm/model pairs.jsonl --rewards-into rewarded.jsonl
     """
     from prefkit.comparisons import load_comparisons, write_comparisons
+    from prefkit.diffusion import is_pipeline, load_pipeline
     from prefkit.language import RewardScorer
 
-    scorer = _scorer(model, None, max_length, precision)
+    images = is_pipeline(model)
+    scorer = load_pipeline(model).eval() if images else _scorer(model, None, max_length, precision)
     if rewards_into is not None:
         scorer.provide(frozenset({"rewards"}))
-    if tokens and isinstance(scorer, RewardScorer):
-        raise OptionError("--tokens does not apply: a reward model scores whole responses")
+    if tokens and (images or isinstance(scorer, RewardScorer)):
+        raise OptionError("--tokens does not apply: a reward model, or a pipeline of images, scores whole responses")
     comparisons = load_comparisons(file, format=data_format, limit=limit)
     skipped: list[RecordError] = []
     written = 0
@@ -245,7 +249,7 @@ def _scorer(model: str, reference: str | None, max_length: int | None, precision
 
 
 def _scored(
-    scorer: LanguageScorer | RewardScorer,
+    scorer: LanguageScorer | RewardScorer | DiffusionScorer,
     comparisons: Iterable[Comparison],
     batch_size: int,
     tokens: bool,
