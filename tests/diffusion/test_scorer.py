@@ -205,6 +205,18 @@ def test_an_adapter_is_its_own_reference(tmp_path: Path) -> None:
     assert not torch.allclose(scorer(batch).policy_logps, before)
 
 
+def test_the_reference_has_no_dropout_of_the_adapter() -> None:
+    config = LoraConfig(r=4, lora_dropout=0.5, init_lora_weights=False, target_modules=["first", "second", "last"])
+    policy = get_peft_model(copy.deepcopy(digits.pretrained()), config)
+    scorer = d.DiffusionScorer(policy, digits.SCHEDULE, d.PixelCodec((8, 8), 1, digits.CAPTIONS)).train()
+    plain = digits.scorer({"draws": 4}).train()
+    batch = inputs(scorer)
+    torch.testing.assert_close(scorer.reference(batch).policy_logps, plain.reference(batch).policy_logps)
+    assert scorer.denoiser.training
+    assert all(weight.requires_grad for name, weight in policy.named_parameters() if "lora" in name)
+    assert not torch.allclose(scorer(batch).policy_logps, scorer(batch).policy_logps)
+
+
 def test_a_reference_that_was_trained_is_refused() -> None:
     scorer = digits.scorer()
     batch = inputs(scorer)
