@@ -58,7 +58,7 @@ def batch(scorer: d.DiffusionScorer, style: str, count: int = 3) -> dict[str, to
     return scorer.collate([scorer.encode(each) for each in pairs(count, style)])
 
 
-@pytest.mark.parametrize("style", tiny.STYLES)
+@pytest.mark.parametrize("style", [style for style in tiny.STYLES if style != "sd-sample"])
 def test_every_style_trains_and_loads_again(style: str, folders: dict[str, str], tmp_path: Path) -> None:
     scorer = d.load_pipeline(d.PipelineOptions.parse({"path": folders[style], "scores": {"draws": 2}}))
     before = scorer.eval()(batch(scorer, style)).policy_logps.detach()
@@ -210,23 +210,23 @@ def test_captions_that_are_no_labels(folders: dict[str, str]) -> None:
         d.load_pipeline(folders["dit"]).encode(pairs(1)[0])
 
 
-def test_the_package_works_without_diffusers_and_pillow() -> None:
-    code = """
+WITHOUT = """
 import sys
-sys.modules["diffusers"] = sys.modules["PIL"] = None
+sys.modules["diffusers"] = None
 from prefkit import diffusion as d
-from prefkit.recipes import RECIPES
 from prefkit.errors import PrefkitError
+sys.modules["PIL"] = None
 for call in (lambda: d.read_pipeline("x"), lambda: d.read_image(b"x")):
     try:
         call()
     except PrefkitError as error:
         print(error)
 """
-    # Plots need pillow themselves, so only what is asked of it here goes without.
-    code = code.replace('sys.modules["diffusers"] = sys.modules["PIL"] = None', 'sys.modules["diffusers"] = None')
-    code = code.replace("for call", 'sys.modules["PIL"] = None\nfor call')
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+"""Plots need pillow themselves, so it goes missing only after them."""
+
+
+def test_the_package_works_without_diffusers_and_pillow() -> None:
+    shown = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=True).stdout
     assert shown.splitlines() == [
         "diffusers is not installed; diffusion pipelines need: pip install 'prefkit[diffusion]'",
         "pillow is not installed; diffusion pipelines need: pip install 'prefkit[diffusion]'",
@@ -288,6 +288,13 @@ def test_train_sample_and_evaluate(folders: dict[str, str], tmp_path: Path, monk
 
     shown = command("evaluate", str(run / "model"), data, "--reference", folders["sd"])
     assert "reward accuracy" in shown.output
+    scores = tmp_path / "scores.jsonl"
+    command("score", folders["sd"], data, "--output", str(scores))
+    lines = [json.loads(line) for line in scores.read_text().splitlines()]
+    assert len(lines) == 8
+    assert all(each["logp"] < 0 for line in lines for each in line["responses"])
+    with pytest.raises(OptionError, match="--tokens does not apply"):
+        command("score", folders["sd"], data, "--output", str(scores), "--tokens")
     judge = clip(tmp_path / "clip")
     figures = tmp_path / "wins.json"
     how = ["--reference", folders["sd"], "--scorer", f"clip:{judge}", "--steps", "2", "--output", str(figures)]
@@ -346,15 +353,10 @@ def test_a_negative_model_learns_what_is_disliked(
     monkeypatch.setenv("PREFKIT_CACHE", str(tmp_path / "cache"))
     data = parquet(tmp_path)
     given = ["train", "--model", folders["sd"], "--data", data, *FAST, *settings(data__held_out=0.0, report__samples=0)]
-    gains = {}
-    for negative in (False, True):
-        output = tmp_path / str(negative)
-        command(*given, "--output", str(output), *settings(negative=negative, training__epochs=4))
-        gains[negative] = json.loads((output / "metrics.jsonl").read_text().splitlines()[-1])
-        options = {"path": str(output / "model"), "reference": folders["sd"]}
-        scorer = d.load_pipeline(d.PipelineOptions.parse(options))
-        gains[negative] = evaluate(scorer, load_comparisons(data), reference=True).summary["reward_margin"].mean
-    assert gains[True] < 0 < gains[False]
+    command(*given, "--output", str(tmp_path / "run"), *settings(negative=True, training__epochs=2))
+    options = {"path": str(tmp_path / "run" / "model"), "reference": folders["sd"]}
+    scorer = d.load_pipeline(d.PipelineOptions.parse(options))
+    assert evaluate(scorer, load_comparisons(data), reference=True).summary["reward_margin"].mean < 0
 
 
 def test_pairs_by_path_and_a_missing_caption(folders: dict[str, str], tmp_path: Path) -> None:

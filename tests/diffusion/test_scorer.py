@@ -205,6 +205,18 @@ def test_an_adapter_is_its_own_reference(tmp_path: Path) -> None:
     assert not torch.allclose(scorer(batch).policy_logps, before)
 
 
+def test_the_reference_has_no_dropout_of_the_adapter() -> None:
+    config = LoraConfig(r=4, lora_dropout=0.5, init_lora_weights=False, target_modules=["first", "second", "last"])
+    policy = get_peft_model(copy.deepcopy(digits.pretrained()), config)
+    scorer = d.DiffusionScorer(policy, digits.SCHEDULE, d.PixelCodec((8, 8), 1, digits.CAPTIONS)).train()
+    plain = digits.scorer({"draws": 4}).train()
+    batch = inputs(scorer)
+    torch.testing.assert_close(scorer.reference(batch).policy_logps, plain.reference(batch).policy_logps)
+    assert scorer.denoiser.training
+    assert all(weight.requires_grad for name, weight in policy.named_parameters() if "lora" in name)
+    assert not torch.allclose(scorer(batch).policy_logps, scorer(batch).policy_logps)
+
+
 def test_a_reference_that_was_trained_is_refused() -> None:
     scorer = digits.scorer()
     batch = inputs(scorer)
@@ -306,3 +318,26 @@ def test_inversion_needs_a_schedule_that_preserves_variance() -> None:
 def test_objectives_on_tokens_and_rewards_do_not_apply(objective: str, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="scores of images have no"):
         trained(digits.scorer(), objective, tmp_path)
+
+
+def test_mixed_precision_is_close_and_has_gradients() -> None:
+    exact, mixed = digits.scorer(), digits.scorer(precision="bf16")
+    scores = mixed.train()(inputs(mixed)).policy_logps
+    torch.testing.assert_close(scores, exact.train()(inputs(exact)).policy_logps, atol=0.02, rtol=0.02)
+    assert scores.dtype == torch.float32
+    scores.sum().backward()
+    assert all(torch.isfinite(weight.grad).all() for weight in mixed.parameters() if weight.grad is not None)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("latents", ["forward", "ddim", "renoise"])
+def test_a_device_gives_the_same_scores(latents: str) -> None:
+    found = []
+    for device in ("cpu", "cuda"):
+        scorer = digits.scorer({"latents": latents, "inversion": {"steps": 3}}).to(device)
+        scorer.use_reference(True)
+        scores = scorer.train()({name: each.to(device) for name, each in inputs(scorer).items()})
+        scores.policy_logps.sum().backward()
+        found.append(scores.policy_logps.detach().cpu())
+    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-3)

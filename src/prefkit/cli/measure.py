@@ -19,6 +19,7 @@ from prefkit.errors import OptionError, RecordError
 if TYPE_CHECKING:
     from prefkit.comparisons import BadRow, Comparison, Comparisons
     from prefkit.diagnostics import ContextUse, Ranked, Ranker, Scored, StyleUse
+    from prefkit.diffusion import DiffusionScorer
     from prefkit.language import FollowupScorer, LanguageScorer, RewardScorer
     from prefkit.preference import DomainReward
 
@@ -73,7 +74,8 @@ def score(
     """Write the log-probability of every response: summed, per token, and the number of tokens.
 
     Of a reward model it is the reward of every response, and the number of tokens. With --followups it is the reward
-    that the likelihood of follow-ups gives, in all and in each category.
+    that the likelihood of follow-ups gives, in all and in each category. Of a pipeline of diffusers it is minus half
+    the denoising error of every image, a mean over draws.
 
     Examples:
 
@@ -84,6 +86,7 @@ def score(
         prefkit score my-model candidates.jsonl --followups default --rewards-into rewarded.jsonl
     """
     from prefkit.comparisons import load_comparisons, write_comparisons
+    from prefkit.diffusion import is_pipeline, load_pipeline
     from prefkit.language import RewardScorer
     from prefkit.recipes.preferences import is_preference_model
 
@@ -92,12 +95,17 @@ def score(
             raise OptionError("--tokens does not apply: a preference model scores whole responses")
         _score_preferences(model, file, output, rewards_into, data_format, limit)
         return
-    scorer = _scorer(model, None, max_length, precision)
-    rewarder = None if followups is None else _followup_scorer(scorer, followups)
+    images = is_pipeline(model)
+    scorer = load_pipeline(model).eval() if images else _scorer(model, None, max_length, precision)
+    rewarder = None
+    if followups is not None:
+        if not isinstance(scorer, LanguageScorer | RewardScorer):
+            raise OptionError("--followups needs a language model: a pipeline of images gives no likelihood of texts")
+        rewarder = _followup_scorer(scorer, followups)
     if rewards_into is not None and rewarder is None:
         scorer.provide(frozenset({"rewards"}))
-    if tokens and (isinstance(scorer, RewardScorer) or rewarder is not None):
-        raise OptionError("--tokens does not apply: rewards are of whole responses")
+    if tokens and (not isinstance(scorer, LanguageScorer) or rewarder is not None):
+        raise OptionError("--tokens does not apply: rewards, and scores of images, are of whole responses")
     comparisons = load_comparisons(file, format=data_format, limit=limit)
     skipped: list[RecordError] = []
     written = 0
@@ -498,7 +506,7 @@ def _scorer(
 
 
 def _scored(
-    scorer: LanguageScorer | RewardScorer,
+    scorer: LanguageScorer | RewardScorer | DiffusionScorer,
     comparisons: Iterable[Comparison],
     batch_size: int,
     tokens: bool,

@@ -40,7 +40,8 @@ def reproduce(
 ) -> None:
     """Run the experiment that checks a recipe's central claim, against its baseline.
 
-    Prints a table, and writes `result.json` and `plot.svg`. Ends with status 1 if a claim does not hold.
+    Prints a table, and writes `result.json`, `plot.svg` and the recipe's pictures. Ends with status 1 if a claim does
+    not hold.
     """
     from prefkit.recipes import RECIPES, find_recipe
     from prefkit.recipes import reproduce as run

@@ -15,9 +15,11 @@ from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from prefkit.comparisons import Comparison
 from prefkit.diffusion.guidance import guided
@@ -140,6 +142,8 @@ class DiffusionScorer(nn.Module):
         self._writer = writer or _write_weights
         self._untrained = _versions(denoiser)
         self._beside = False
+        self._adapters = [layer for layer in denoiser.modules() if isinstance(layer, BaseTunerLayer)]
+        self._fickle = any(isinstance(each, _BatchNorm) or getattr(each, "p", 0) > 0 for each in denoiser.modules())
         self._step: int | None = None
         inverted = self.options.latents != "forward"
         low = self.options.first_step if self.options.first_step is not None else int(inverted)
@@ -301,13 +305,19 @@ class DiffusionScorer(nn.Module):
         if self._reference:
             yield self._reference[0]
         elif isinstance(self.denoiser, PeftModel):
-            training = self.denoiser.training
-            self.denoiser.eval()
+            # The tree of modules is large, and an update is short: it is not walked where nothing depends on it.
+            training = self.denoiser.training and self._fickle
+            if training:
+                self.denoiser.eval()
+            for layer in self._adapters:
+                layer.enable_adapters(False)
             try:
-                with self.denoiser.disable_adapter():
-                    yield self.denoiser
+                yield self.denoiser
             finally:
-                self.denoiser.train(training)
+                for layer in self._adapters:
+                    layer.enable_adapters(True)
+                if training:
+                    self.denoiser.train()
         elif _versions(self.denoiser) == self._untrained:
             yield self.denoiser
         else:
