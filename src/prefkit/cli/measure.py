@@ -87,7 +87,7 @@ def score(
     """
     from prefkit.comparisons import load_comparisons, write_comparisons
     from prefkit.diffusion import is_pipeline, load_pipeline
-    from prefkit.language import RewardScorer
+    from prefkit.language import LanguageScorer, RewardScorer
     from prefkit.recipes.preferences import is_preference_model
 
     if is_preference_model(model):
