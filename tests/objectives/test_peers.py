@@ -109,6 +109,7 @@ ELSEWHERE = {
     "test_margin_adaptive": {"madpo"},
     "test_batch_adaptive": {"beta_dpo"},
     "test_judging": {"osp"},
+    "test_agreement": {"reward_model_margin"},
     "test_levels": {"mapl"},
     "test_rationales": {"rationale_dpo", "rationale_orpo", "rationale_simpo"},
     "test_values": {"vpo"},

@@ -314,7 +314,7 @@ def test_something_is_held_out(pairs: Path) -> None:
 
 def test_a_part_without_comparisons_is_found_before_anything_runs(pairs: Path, tmp_path: Path) -> None:
     few = options(pairs, tmp_path, data={"path": str(pairs), "held_out": 0.01})
-    with pytest.raises(PrefkitError, match="no comparison is in the held-out part: with few prompts"):
+    with pytest.raises(PrefkitError, match="leaves the held-out part empty"):
         compare(few)
 
 

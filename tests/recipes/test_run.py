@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from prefkit.assets import comparisons_path
 from prefkit.recipes.run import RunConfig, run
 
 
 def sections(tmp_path: Path, **config: Any) -> dict[str, Any]:
+    few = tmp_path / "few.jsonl"
+    with gzip.open(comparisons_path("train"), "rt", encoding="utf-8") as file:
+        few.write_text("".join(islice(file, 24)), encoding="utf-8")
     found = run(
         RunConfig.model_validate(
             {
-                "data": {"path": "builtin"},
+                "data": {"path": str(few), "held_out": 0.3},
                 "training": {"max_steps": 2, "batch_size": 2, "progress": False},
                 "report": {"samples": 1, "max_new_tokens": 2},
                 "output": str(tmp_path / "run"),
@@ -44,7 +50,7 @@ def test_the_rows_that_the_objective_doubts_are_listed(tmp_path: Path) -> None:
     (lowest,) = found["Rows, as the objective sees them"]
     assert lowest["columns"] == ["place", "label_confidence"]
     assert len(lowest["rows"]) == 4
-    assert all("train.jsonl" in place and 0 <= value <= 1 for place, value in lowest["rows"])
+    assert all("few.jsonl" in place and 0 <= value <= 1 for place, value in lowest["rows"])
     assert found["What the objective learned"][0]["rows"][0][0].endswith("reliability")
 
 

@@ -603,11 +603,8 @@ def _check_data(folder: Path, training: Iterable[Comparison], held_out: Iterable
         digest, count = hashlib.sha256(), 0
         for count, record in enumerate(records, 1):  # noqa: B007  # counted, and digested
             digest.update(json.dumps(to_dict(record), sort_keys=True).encode())
-        if not count:
-            raise PrefkitError(
-                f"no comparison is in the {part.replace('_', '-')} part: with few prompts, choose another share "
-                "(data.held_out), or give a file (data.evaluation)"
-            )
+        if not count:  # of a file of its own; an empty share is found before
+            raise PrefkitError(f"no comparison is in the {part.replace('_', '-')} part")
         found[part] = {"comparisons": count, "sha256": digest.hexdigest()}
     path = folder / _DATA
     if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != found:
