@@ -11,10 +11,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prefkit.report import Table
+if TYPE_CHECKING:
+    from prefkit.report import Table
 
 PEER = "choix==0.4.1"
 ITEMS, COMPARISONS = 10_000, 1_000_000
@@ -37,6 +39,8 @@ def compare(python: Path, folder: Path, *, repeats: int, limit: float) -> tuple[
     Returns:
         One row a method, and whether both targets were met.
     """
+    from prefkit.report import Table  # not at the top: the peer's environment runs this file, and has no prefkit
+
     file = folder / "comparisons.npy"
     folder.mkdir(parents=True, exist_ok=True)
     if not file.exists():
