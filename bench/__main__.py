@@ -50,7 +50,6 @@ CASES = (
     Case("small, bf16", "small", ("--bf16",), "peer", 5.0, 0.65),
     Case("small, fp32", "small", (), "peer", 4.0),
     Case("medium, bf16", "medium", ("--bf16",), "peer", 2.0, 0.55),
-    Case("small, 8 responses, bf16", "eight", ("--objective", "plackett_luce", "--bf16"), "unshared", 3.0),
     Case("small, 8 responses, fp32", "eight", ("--objective", "plackett_luce"), "unshared", 3.0),
 )
 WORKLOADS = {
