@@ -32,25 +32,39 @@ HERE = Path(__file__).parent
 OUT = HERE / "out"
 YARDSTICK = HERE.parents[1] / "shared" / "bench"
 PEERS = ("trl==1.16.0", strengths.PEER)
+REWARD_PEER = "trl_reward.py"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the table: a workload, how it is trained, what it is compared with, and the target."""
+    """One line of the table.
+
+    Args:
+        name: what the table calls it.
+        workload: what is trained on.
+        options: of `bench.ours`.
+        speed: how many times faster it is to be.
+        memory: which share of the memory it may take at most.
+        peer: program that it is compared with; None for the own path without sharing.
+    """
 
     name: str
     workload: str
     options: tuple[str, ...]
-    against: str
     speed: float
     memory: float | None = None
+    peer: str | None = "trl_dpo.py"
 
 
 CASES = (
-    Case("small, bf16", "small", ("--bf16",), "peer", 5.0, 0.65),
-    Case("small, fp32", "small", (), "peer", 4.0),
-    Case("medium, bf16", "medium", ("--bf16",), "peer", 2.0, 0.55),
-    Case("small, 8 responses, fp32", "eight", ("--objective", "plackett_luce"), "unshared", 3.0),
+    Case("small, bf16", "small", ("--bf16",), 5.0, 0.65),
+    Case("small, fp32", "small", (), 4.0),
+    Case("medium, bf16", "medium", ("--bf16",), 2.0, 0.55),
+    Case("small, 8 responses, fp32", "eight", ("--objective", "plackett_luce"), 3.0, peer=None),
+    Case("reward model, small, bf16", "small", ("--reward", "--bf16"), 3.0, peer=REWARD_PEER),
+    Case("reward model, small, fp32", "small", ("--reward",), 3.0, peer=REWARD_PEER),
+    Case("scoring 8 responses, reward model, fp32", "eight", ("--reward", "--score"), 2.0, peer=None),
+    Case("scoring 8 responses, policy, fp32", "eight", ("--score",), 2.0, peer=None),
 )
 WORKLOADS = {
     "small": "",
@@ -75,7 +89,8 @@ def main() -> None:
     if not (args.yardstick / "trl_dpo.py").is_file():
         sys.exit(f"{args.yardstick} holds no trl_dpo.py: give the folder of the peer's scripts with --yardstick")
 
-    console, results = Console(), []
+    # As wide as the table: in a log, rich would take 80 columns and break every cell.
+    console, results = Console(width=None if sys.stdout.isatty() else 150), []
     peer = _peer()
     imitated = not multiplies_bf16(torch.device("cpu"))
     if imitated:
@@ -91,11 +106,13 @@ def main() -> None:
         for number in range(args.repeats):
             console.print(f"{case.name}: run {number + 1} of {args.repeats}", style="dim")
             ours.append(_run([sys.executable, "-m", "bench.ours", folder, *case.options]))
-            if case.against == "peer":
-                options = [option for option in case.options if not (imitated and option == "--bf16")]
-                command = [peer, args.yardstick / "trl_dpo.py", folder, "--precompute", *options]
-            else:
+            if case.peer is None:
                 command = [sys.executable, "-m", "bench.ours", folder, *case.options, "--unshared"]
+            else:
+                options = ["--bf16"] if "--bf16" in case.options and not imitated else []
+                options += [] if case.peer == REWARD_PEER else ["--precompute"]
+                script = (HERE / "peers" if case.peer == REWARD_PEER else args.yardstick) / case.peer
+                command = [peer, script, folder, *options]
             theirs.append(_run(command))
         results.append(_result(case, ours, theirs))
     OUT.mkdir(exist_ok=True)
@@ -103,8 +120,8 @@ def main() -> None:
     console.print(_table(results))
     for result in results:
         console.print(
-            f"{result['case']}: losses {_losses(result['losses'])} against {_losses(result['other losses'])}; "
-            f"largest difference {result['loss difference']:.1e}",
+            f"{result['case']}: losses or scores {_losses(result['losses'])} "
+            f"against {_losses(result['other losses'])}; largest difference {result['loss difference']:.1e}",
             highlight=False,
         )
     if not args.no_profile:
@@ -123,7 +140,7 @@ def _result(case: Case, ours: list[dict[str, Any]], theirs: list[dict[str, Any]]
     losses, other = ours[0]["losses"], theirs[0]["losses"]
     return {
         "case": case.name,
-        "against": case.against,
+        "against": "TRL" if case.peer else "unshared",
         "pairs/s": statistics.median(run["pairs_per_s"] for run in ours),
         "other pairs/s": statistics.median(run["pairs_per_s"] for run in theirs),
         "speed": statistics.median(speeds),
@@ -152,7 +169,7 @@ def _table(results: list[dict[str, Any]]) -> Table:
                 "yes" if met else "no",
             ]
         )
-    return Table(columns, rows, "Training, medians of paired runs")
+    return Table(columns, rows, "Training and scoring, medians of paired runs")
 
 
 def _losses(losses: list[float]) -> str:

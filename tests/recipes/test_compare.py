@@ -20,7 +20,7 @@ from prefkit.cli import app
 from prefkit.comparisons import load_comparisons, split_comparisons
 from prefkit.diagnostics import evaluate
 from prefkit.errors import OptionError, PrefkitError
-from prefkit.language import EncodingOptions, LanguageScorer, ModelOptions, load_scorer
+from prefkit.language import BUILTIN, EncodingOptions, LanguageScorer, LoraOptions, ModelOptions, load_scorer
 from prefkit.objectives import make_objective
 from prefkit.recipes.compare import (
     Cell,
@@ -30,7 +30,7 @@ from prefkit.recipes.compare import (
     compare,
     pairwise_objectives,
 )
-from prefkit.recipes.run import DataOptions, comparisons, load
+from prefkit.recipes.run import DataOptions, comparisons, load, with_reference
 
 QUICK: dict[str, Any] = {
     "training": {"max_steps": 2, "batch_size": 4, "learning_rate": 1e-3, "progress": False},
@@ -241,6 +241,18 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(
     assert "Failed runs" in (tmp_path / "report.html").read_text()
     with pytest.raises(PrefkitError, match="none of the 1 runs came to its end; the first: the loss is not finite"):
         compare(options(pairs, tmp_path / "none", "ipo", seeds=1))
+
+
+def test_an_objective_that_reads_the_reference_in_every_step_gets_a_frozen_copy(pairs: Path, tmp_path: Path) -> None:
+    found = compare(options(pairs, tmp_path, "dpo, tdpo1", seeds=1))
+    assert [outcome.failed for outcome in found.outcomes] == [None, None]
+    kept = ModelOptions(lora=LoraOptions(rank=2))  # an adapter's reference is the model below it
+    for kind, model, reference in (
+        ("tdpo1", ModelOptions(), BUILTIN),
+        ("tdpo1", kept, None),
+        ("dpo", ModelOptions(), None),
+    ):
+        assert with_reference(model, make_objective(kind)).reference == reference
 
 
 def test_reward_models_are_compared_too(pairs: Path, tmp_path: Path) -> None:

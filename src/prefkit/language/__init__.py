@@ -23,11 +23,12 @@ from prefkit.language.packing import Layout, pack
 from prefkit.language.residual import mix_embeddings, one_step_ahead_ids
 from prefkit.language.reward import RewardScorer, annotate, load_reward, response_states
 from prefkit.language.sampling import sample, sampled_kl
-from prefkit.language.scorer import LanguageScorer, PackedScorer, Precision
+from prefkit.language.scorer import BESIDE_REFERENCE, LanguageScorer, PackedScorer, Precision
 from prefkit.language.sequences import SequenceLogps, sequence_logps
 from prefkit.language.stance import stance_judge
 
 __all__ = [
+    "BESIDE_REFERENCE",
     "BUILTIN",
     "DEFAULT_BANK",
     "JUDGE_TEMPLATE",

@@ -44,7 +44,7 @@ def multiplies_bf16(device: torch.device) -> bool:
     return device.type != "cpu" or supported is None or bool(supported())
 
 
-_BESIDE = frozenset({"layers", "token_kl"})
+BESIDE_REFERENCE = frozenset({"layers", "token_kl"})
 """What is read from the reference in the same forward pass: it is too much to be kept beforehand."""
 
 
@@ -208,7 +208,7 @@ class LanguageScorer(PackedScorer):
         OptionError: the vocabularies of policy, reference and tokenizer do not fit together.
     """
 
-    provided = frozenset({"tokens", "states", "predictors", "joint", "steps", "temporal_residual"}) | _BESIDE
+    provided = frozenset({"tokens", "states", "predictors", "joint", "steps", "temporal_residual"}) | BESIDE_REFERENCE
     kind = "language models"
 
     def __init__(
@@ -246,7 +246,7 @@ class LanguageScorer(PackedScorer):
         super().provide(needs)
         if "steps" in needs and not self.tokenizer.is_fast:
             raise OptionError(f"{type(self.tokenizer).__name__} does not say where tokens stand: steps need a fast one")
-        if needs & _BESIDE and not self._reference and not isinstance(self.policy, PeftModel):
+        if needs & BESIDE_REFERENCE and not self._reference and not isinstance(self.policy, PeftModel):
             raise OptionError(
                 "the objective reads the reference's distributions while the policy is trained, so the policy cannot "
                 "be its own reference: give model.reference, or train an adapter (model.lora)"
@@ -266,7 +266,7 @@ class LanguageScorer(PackedScorer):
 
     def forward(self, inputs: Inputs) -> ResponseScores:
         """Log-probabilities of all responses of a packed batch under the policy, and what else was asked for."""
-        if self._wanted & _BESIDE:
+        if self._wanted & BESIDE_REFERENCE:
             return self._score_beside_reference(inputs)
         if "temporal_residual" in self._wanted and self.training and self.residual.rate > 0:
             return self._score_mixed(inputs)

@@ -33,7 +33,7 @@ from prefkit.language import (
 from prefkit.objectives import PRESETS, SCORED, Objective, PairObjective, flip_preferences, make_objective
 from prefkit.objectives.noise import check_flip_rate
 from prefkit.options import Options
-from prefkit.recipes.run import DataOptions, check_kind, comparisons, first_prompts, load, saved_model
+from prefkit.recipes.run import DataOptions, check_kind, comparisons, first_prompts, load, saved_model, with_reference
 from prefkit.report import Curve, Plot, Report, Table, bars, curves
 from prefkit.report.cells import plain
 from prefkit.training import PairingOptions, Run, TrainingOptions, fit
@@ -540,10 +540,11 @@ class _Lab:
     def _run(self, plan: _Plan, run: Run, data: Iterable[Comparison], config: Mapping[str, Any]) -> dict[str, float]:
         options = self.options
         interrupted = run.exists and run.last_checkpoint() is not None
+        objective = plan.make()
         result = fit(
-            load(options.model, options.encoding, plan.seed),
+            load(with_reference(options.model, objective), options.encoding, plan.seed),
             data,
-            plan.make(),
+            objective,
             output=plan.folder,
             options=plan.training,
             pairing=options.pairing,

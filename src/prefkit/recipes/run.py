@@ -29,6 +29,7 @@ from prefkit.comparisons import (
 from prefkit.diagnostics import Evaluation, before_after, evaluate, run_report
 from prefkit.errors import OptionError, PrefkitError
 from prefkit.language import (
+    BESIDE_REFERENCE,
     BUILTIN,
     EncodingOptions,
     LanguageScorer,
@@ -212,6 +213,13 @@ def load(options: ModelOptions, encoding: EncodingOptions, seed: int = 0) -> Lan
         return load_reward(options, encoding) if options.kind == "reward" else load_scorer(options, encoding)
 
 
+def with_reference(options: ModelOptions, objective: Objective[Any]) -> ModelOptions:
+    """The options, with the model as it starts for reference if the objective reads one in every step."""
+    own = options.reference is not None or options.lora is not None  # an adapter's reference is the model below it
+    beside = options.kind == "lm" and not own and objective.needs & BESIDE_REFERENCE
+    return options.model_copy(update={"reference": options.path}) if beside else options
+
+
 def saved_model(options: ModelOptions, folder: Path) -> ModelOptions:
     """How to load what a run of these options has saved, with the reference that it was compared with."""
     # A saved adapter brings its reference along: the model below it.
@@ -245,7 +253,7 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult | None:
     training, held_out = comparisons(config.data)
     objective = make_objective(config.objective)
     check_kind(config.model, objective)
-    scorer = load(config.model, config.encoding, config.training.seed)
+    scorer = load(with_reference(config.model, objective), config.encoding, config.training.seed)
     joint = objective.needs & {"joint"}  # what is evaluated is what is trained
     scorer.provide(joint)
     shown = 0 if config.model.kind == "reward" else config.report.samples
