@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_mask, flex_attention
 
-from prefkit.language import LanguageScorer, Layout, attention, pack
-from prefkit.language.attention import IMPLEMENTATION, LastLayer, _flex, _mask, block_mask, packed_attention
+from prefkit.language import LanguageScorer, Layout, Precision, attention, pack, varlen
+from prefkit.language.attention import IMPLEMENTATION, LastLayer, _by_groups, _flex, _mask, block_mask, packed_attention
 from tests.language.models import SHARED, build, words
 from tests.language.test_scorer import some_groups
 
@@ -104,8 +104,63 @@ def test_long_and_short_responses_take_different_kernels_with_one_result(lengths
     torch.testing.assert_close(mixed, (scores.softmax(-1) @ value).transpose(1, 2), rtol=1e-4, atol=1e-5)
 
 
+def each_sequence(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    q_starts: Tensor,
+    k_starts: Tensor,
+    longest_q: int,
+    longest_k: int,
+    *,
+    scale: float | None,
+    window_size: tuple[int, int],
+) -> Tensor:
+    """What the kernel for sequences of different lengths computes, one sequence after the other."""
+    mixed = []
+    for number in range(len(q_starts) - 1):
+        (q,), (k, v) = (
+            [tensor[starts[number] : starts[number + 1]].transpose(0, 1) for tensor in tensors]
+            for starts, tensors in ((q_starts, (query,)), (k_starts, (key, value)))
+        )
+        asking, asked = q.shape[1], k.shape[1]
+        assert (asking, asked) <= (longest_q, longest_k)
+        distance = (torch.arange(asking) + asked - asking)[:, None] - torch.arange(asked)
+        seen = (distance >= 0) if window_size[0] < 0 else (distance >= 0) & (distance <= window_size[0])
+        k, v = (tensor.repeat_interleave(q.shape[0] // k.shape[0], dim=0) for tensor in (k, v))
+        weights = (q @ k.transpose(1, 2) * (scale or q.shape[2] ** -0.5)).masked_fill(~seen, float("-inf")).softmax(-1)
+        mixed.append((weights @ v).transpose(0, 1))
+    return torch.cat(mixed)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_sequences_of_one_kernel_give_the_same_numbers_and_gradients(window: int | None) -> None:
+    """Layouts of every shape: one to three groups, one to three responses, some of one token, with padding."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(10):
+        sizes = torch.randint(1, 4, (3,), generator=generator)
+        lengths = [torch.randint(1, 6, (count,), generator=generator) for count in (3, int(sizes.sum()))]
+        layout = Layout.of(lengths[0], sizes, lengths[1])
+        row = layout.spans[-1].end + 2
+        tensors = [torch.randn(1, heads, row, 8, generator=generator, dtype=torch.float64) for heads in (4, 2, 2)]
+        noise = torch.randn(1, 4, row, 8, generator=generator, dtype=torch.float64)
+        noise[:, :, -2:] = 0  # nobody reads the padding
+        found = []
+        for path in ("groups", "varlen"):
+            leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+            if path == "groups":
+                k, v = (leaf.repeat_interleave(2, dim=1) for leaf in leaves[1:])
+                mixed = _by_groups(leaves[0], k, v, layout, None, 0.0, 0.3, window)
+            else:
+                how = {"read_only": False, "scaling": 0.3, "window": window}
+                mixed = varlen.attend(*leaves, layout, **how, kernel=each_sequence)
+            grads = torch.autograd.grad((mixed * noise).sum(), leaves)
+            found.append([mixed[:, :, :-2], *grads])
+        torch.testing.assert_close(found[0], found[1])
+
+
 @pytest.mark.parametrize("window", [None, 2])
-@pytest.mark.parametrize("path", ["groups", "flex"])
+@pytest.mark.parametrize("path", ["groups", "flex", "varlen"])
 def test_tokens_that_are_read_see_the_same_alone(window: int | None, path: str) -> None:
     """The last layer: queries of what is read only, keys of the others given apart."""
     generator = torch.Generator().manual_seed(0)
@@ -121,6 +176,12 @@ def test_tokens_that_are_read_see_the_same_alone(window: int | None, path: str) 
         if path == "flex":
             found = where if isinstance(where, LastLayer) else None
             return _flex(*tensors, LAYOUT, found, 0.3, window, flex_attention).transpose(1, 2)
+        if path == "varlen":
+            q, k, v = tensors
+            if isinstance(where, LastLayer):
+                k, v = torch.cat([where.key, k], dim=2), torch.cat([where.value, v], dim=2)
+            how = {"read_only": where is last, "scaling": 0.3, "window": window}
+            return varlen.attend(q, k, v, LAYOUT, **how, kernel=each_sequence).transpose(1, 2)
         return packed_attention(torch.nn.Module(), *tensors, None, layout=where, scaling=0.3, sliding_window=window)[0]
 
     whole, alone = mixed(LAYOUT, list(range(ROW))), mixed(last, padded)
@@ -134,13 +195,25 @@ def test_implementation_is_known_to_transformers() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("style", ["llama", "qwen3", "gpt2", "gemma3", "mistral"])
-def test_the_gpu_gives_the_same_numbers(style: str) -> None:
+def test_the_gpu_gives_the_same_numbers(style: str, precision: Precision) -> None:
     assert style in SHARED
     inputs = pack(some_groups())
     slow = LanguageScorer(build(style), words())
-    fast = LanguageScorer(build(style).cuda(), words())
+    fast = LanguageScorer(build(style).cuda(), words(), precision=precision)
     expected, measured = slow(inputs), fast({name: tensor.cuda() for name, tensor in inputs.items()})
+    if precision == "bf16":
+        # Half precision rounds too much to compare numbers one by one: directions are compared.
+        torch.testing.assert_close(measured.policy_logps.cpu(), expected.policy_logps, rtol=2e-2, atol=0.5)
+        expected.policy_logps.sum().backward()
+        measured.policy_logps.sum().backward()
+        grads = [
+            torch.cat([weight.grad.cpu().flatten() for weight in model.parameters() if weight.grad is not None])
+            for model in (slow, fast)
+        ]
+        assert torch.cosine_similarity(*grads, dim=0) > 0.99
+        return
     torch.testing.assert_close(measured.policy_logps.cpu(), expected.policy_logps, rtol=1e-3, atol=1e-2)
     expected.policy_logps.sum().backward()
     measured.policy_logps.sum().backward()

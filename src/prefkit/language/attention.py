@@ -19,7 +19,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from prefkit.language.packing import Layout, Span
+from prefkit.language import varlen
+from prefkit.language.packing import Layout, Span, sent
 
 IMPLEMENTATION = "prefkit_packed"
 
@@ -107,7 +108,12 @@ def packed_attention(
         last = replace(last, key=last.key.to(dtype), value=last.value.to(dtype))
     # Autocast would bring the kernels' inputs to half precision again, or not at all.
     with torch.autocast(query.device.type, enabled=False):
-        if query.is_cuda and not dropout and query.shape[-1] >= 16:  # what FlexAttention can do
+        if not dropout and varlen.applies(asking):
+            if last is not None:
+                key, value = torch.cat([last.key, key], dim=2), torch.cat([last.value, value], dim=2)
+            how: dict[str, Any] = {"read_only": last is not None, "scaling": scaling, "window": sliding_window}
+            mixed = varlen.attend(asking, key, value, row, **how)
+        elif query.is_cuda and not dropout and query.shape[-1] >= 16:  # what FlexAttention can do
             mixed = _flex(asking, key, value, row, last, scaling, sliding_window)
         else:
             heads = query.shape[1]
@@ -233,7 +239,7 @@ def _flex(
     window: int | None,
     kernel: Any = None,
 ) -> Tensor:
-    """One block-sparse kernel for the whole row (CUDA)."""
+    """One block-sparse kernel for the whole row (CUDA, single precision)."""
     if last is not None:
         key, value = (_in_order(layout, *pair) for pair in ((last.key, key), (last.value, value)))
     memo = (window, last is None)
@@ -284,7 +290,7 @@ def block_mask(
     from torch.nn.attention.flex_attention import BlockMask
 
     places = layout.on(device)
-    facts = (places.groups, places.owners, places.positions)
+    facts = sent([layout.groups(), layout.owners(), layout.positions()], device)
     asking = tuple(fact[places.read] for fact in facts) if read_only else facts
     # Padding is a group of its own.
     k_group, k_owner, k_position = (F.pad(fact, (0, keys - len(fact)), value=-1) for fact in facts)

@@ -85,7 +85,7 @@ class Layout:
 
     def positions(self) -> Int[Tensor, " tokens"]:
         """Position of each token of the row in its own sequence, without the padding at the end."""
-        return _joined(
+        return joined(
             own
             for span in self.spans
             for own in (range(span.prompt), *(range(span.prompt, span.prompt + length) for length in span.responses))
@@ -99,11 +99,11 @@ class Layout:
             for length in span.responses:
                 places += range(span.split - 1, span.split), range(place, place + length - self.whole)
                 place += length
-        return _joined(places)
+        return joined(places)
 
     def own(self) -> Int[Tensor, " held"]:
         """The places of the response tokens that the row holds."""
-        return _joined(range(span.split, span.end) for span in self.spans)
+        return joined(range(span.split, span.end) for span in self.spans)
 
     def held(self) -> Int[Tensor, " held"]:
         """Which of all response tokens, one after the other, the row holds."""
@@ -113,15 +113,15 @@ class Layout:
             for length in span.responses:
                 held.append(range(start, start + length))
                 start += length if self.whole else length + 1
-        return _joined(held)
+        return joined(held)
 
     def read(self) -> Int[Tensor, " read"]:
         """Places whose last hidden state is read: the last token of each prompt, and all response tokens."""
-        return _joined(range(span.split - 1, span.end) for span in self.spans)
+        return joined(range(span.split - 1, span.end) for span in self.spans)
 
     def unread(self) -> Int[Tensor, " unread"]:
         """The other places, which only give keys and values in the last layer."""
-        return _joined(range(span.start, span.split - 1) for span in self.spans)
+        return joined(range(span.start, span.split - 1) for span in self.spans)
 
     def groups(self) -> Int[Tensor, " tokens"]:
         """Group of each token of the row, padding not counted."""
@@ -143,9 +143,7 @@ class Layout:
         if device not in self.memo:
             unread, read = self.unread(), self.read()
             indices = [self.predictors(), self.own(), self.held(), read, unread, torch.cat([unread, read]).argsort()]
-            indices += [self.groups(), self.owners(), self.positions()]
-            sent = torch.cat(indices).to(device)
-            self.memo[device] = Places(*torch.split(sent, [len(index) for index in indices]))
+            self.memo[device] = Places(*sent(indices, device))
         places: Places = self.memo[device]
         return places
 
@@ -159,12 +157,15 @@ class Places(NamedTuple):
     read: Tensor
     unread: Tensor
     order: Tensor
-    groups: Tensor
-    owners: Tensor
-    positions: Tensor
 
 
-def _joined(places: Iterable[range]) -> Tensor:
+def sent(tensors: Sequence[Tensor], device: torch.device) -> tuple[Tensor, ...]:
+    """Vectors of one type on a device, in one transfer."""
+    return torch.split(torch.cat(list(tensors)).to(device), [len(tensor) for tensor in tensors])
+
+
+def joined(places: Iterable[range]) -> Int[Tensor, " places"]:
+    """Places of several ranges, one after the other."""
     return torch.cat([torch.empty(0, dtype=torch.long), *(torch.arange(part.start, part.stop) for part in places)])
 
 
