@@ -16,12 +16,23 @@ from prefkit.language.followup import (
     total_reward,
 )
 from prefkit.language.head import label_logps, token_logps
+from prefkit.language.heads import (
+    HEADS,
+    GeneralHead,
+    Head,
+    HeadInputs,
+    HeadScores,
+    IdealPointsHead,
+    MlpHead,
+    ScalarHead,
+    make_head,
+)
 from prefkit.language.judge import JUDGE_TEMPLATE, LanguageJudge
 from prefkit.language.models import BUILTIN, LoraOptions, ModelOptions, is_reward_model, load_scorer
 from prefkit.language.next_token import first_token_logps
 from prefkit.language.packing import Layout, pack
 from prefkit.language.residual import mix_embeddings, one_step_ahead_ids
-from prefkit.language.reward import RewardScorer, annotate, load_reward, response_states
+from prefkit.language.reward import RewardScorer, annotate, load_reward, log_odds_table, response_states
 from prefkit.language.sampling import sample, sampled_kl
 from prefkit.language.scorer import LanguageScorer, PackedScorer, Precision
 from prefkit.language.sequences import SequenceLogps, sequence_logps
@@ -30,6 +41,7 @@ from prefkit.language.stance import stance_judge
 __all__ = [
     "BUILTIN",
     "DEFAULT_BANK",
+    "HEADS",
     "JUDGE_TEMPLATE",
     "Encoder",
     "EncodingOptions",
@@ -37,15 +49,22 @@ __all__ = [
     "FollowupReward",
     "FollowupRewards",
     "FollowupScorer",
+    "GeneralHead",
+    "Head",
+    "HeadInputs",
+    "HeadScores",
+    "IdealPointsHead",
     "LanguageJudge",
     "LanguageScorer",
     "Layout",
     "Lengths",
     "LoraOptions",
+    "MlpHead",
     "ModelOptions",
     "PackedScorer",
     "Precision",
     "RewardScorer",
+    "ScalarHead",
     "SequenceLogps",
     "Span",
     "annotate",
@@ -57,6 +76,8 @@ __all__ = [
     "label_logps",
     "load_reward",
     "load_scorer",
+    "log_odds_table",
+    "make_head",
     "mean_logps",
     "mix_embeddings",
     "official_code_score",

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from prefkit.assets import model_path
 from prefkit.errors import OptionError
 from prefkit.language.encoding import EncodingOptions
+from prefkit.language.heads import HeadOptions
 from prefkit.language.scorer import LanguageScorer, Precision
 from prefkit.options import Options
 
@@ -45,6 +46,9 @@ class ModelOptions(Options):
 
     Args:
         kind: `lm` scores responses by their log-probability; `reward` is a reward model, with a head on the model.
+        head: kind and options of a new reward model's head, see `prefkit.language.heads`; a scalar one by default.
+        trained: of a reward model, train everything, the `head` on a frozen backbone, or, of ideal points, the weights
+            of `people` alone.
         path: folder or hub name of a causal language model or of a LoRA adapter; `builtin` is the packaged small model.
         reference: folder or hub name of the frozen reference; by default the policy as it is loaded.
         revision: branch, tag or commit of a hub name.
@@ -57,6 +61,8 @@ class ModelOptions(Options):
     """
 
     kind: Literal["lm", "reward"] = "lm"
+    head: HeadOptions | None = None
+    trained: Literal["all", "head", "people"] = "all"
     path: str = BUILTIN
     reference: str | None = None
     revision: str | None = None
@@ -66,6 +72,21 @@ class ModelOptions(Options):
     dropout: bool = False
     shared_prompt: bool = True
     trust_remote_code: bool = False
+
+    @field_validator("head", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _applies(self) -> Self:
+        if self.kind != "reward":
+            for name in ("head", "trained"):
+                if name in self.model_fields_set and getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name} applies only to `kind: reward`")
+        if self.lora is not None and self.trained != "all":
+            raise ValueError("`lora` trains an adapter of the backbone, `trained` leaves the backbone as it is")
+        return self
 
 
 def load_scorer(options: ModelOptions | str, encoding: EncodingOptions | None = None) -> LanguageScorer:

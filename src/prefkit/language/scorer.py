@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +63,7 @@ class PackedScorer(nn.Module):
         OptionError: the vocabularies of policy and tokenizer do not fit together.
     """
 
-    provided: ClassVar[frozenset[str]]
+    provided: frozenset[str]
     """What the scores can hold of what objectives need, see `prefkit.objectives.SCORED`."""
 
     def __init__(
@@ -101,7 +101,7 @@ class PackedScorer(nn.Module):
         self._wanted = needs
         self.encoder.joint = "joint" in needs
 
-    kind: ClassVar[str]
+    kind: str
     """What messages call the scorer's model."""
 
     # -- encoding ---------------------------------------------------------------------------------------------------
@@ -490,11 +490,16 @@ class Trunk:
         for handle in handles:
             handle.remove()
 
-    def last_states(self, inputs: Inputs) -> Tensor:
-        """The state at the last token of each response of a whole row, `[responses, dim]`, without the output layer."""
+    def pooled(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """States at the last token of each response of a whole row, and at the end of its prompt, `[responses, dim]`.
+
+        The output layer is not computed.
+        """
         batch = self.batch(inputs)
         assert batch.held is None
-        return self.hidden(batch)[batch.own[inputs["response_lengths"].cumsum(0) - 1]]
+        hidden, lengths = self.hidden(batch), inputs["response_lengths"]
+        ends = lengths.cumsum(0)
+        return hidden[batch.own[ends - 1]], hidden[batch.predictors[ends - lengths]]
 
     def _probed(self, probe: Inputs) -> Tensor:
         batch = self.batch(probe)
