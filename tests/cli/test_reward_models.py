@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from tests.language.encoders import build_encoder, joining, save
+from tests.language.models import words
 from typer.testing import CliRunner
 
 from prefkit.assets import comparisons_path
@@ -140,3 +142,22 @@ def test_people_have_rewards_of_their_own(judged: Path, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in scores.read_text().splitlines()]
     ann, bob = ([response["reward"] for response in line["responses"]] for line in lines[:2])
     assert ann != pytest.approx(bob)
+
+
+@pytest.mark.parametrize("style", ["bert", "llama"])
+def test_a_classifier_from_elsewhere_scores_and_is_measured(style: str, tmp_path: Path) -> None:
+    tokenizer = joining(style) if style == "bert" else words()
+    folder = save(build_encoder(style, labels=1), tokenizer, tmp_path / "model")
+    rows = [{"prompt": f"w{i} w9", "chosen": f"w{i + 20}", "rejected": f"w{i + 40} w5"} for i in range(10, 16)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scores = tmp_path / "scores.jsonl"
+    shown = prefkit("score", folder, tmp_path / "pairs.jsonl", "--output", scores)
+    assert shown.exit_code == 0, shown.output
+    own = load_reward(folder).eval()
+    for line, record in zip(scores.read_text().splitlines(), load_comparisons(tmp_path / "pairs.jsonl"), strict=True):
+        with torch.no_grad():
+            expected = own(own.collate([own.encode(record)])).policy_logps.tolist()
+        assert [response["reward"] for response in json.loads(line)["responses"]] == pytest.approx(expected, abs=1e-4)
+    shown = prefkit("evaluate", folder, tmp_path / "pairs.jsonl")
+    assert shown.exit_code == 0, shown.output
+    assert "ranking accuracy" in shown.output

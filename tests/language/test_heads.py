@@ -247,7 +247,7 @@ def test_new_people_are_learned_on_their_own(population: tuple[Path, float], tmp
     new = tastes(["l9", "r9"], 4)
     scorer = load_reward(ModelOptions(kind="reward", path=str(population[0]), trained="people"))
     before = {name: weight.detach().clone() for name, weight in scorer.state_dict().items()}
-    assert fitted(scorer, new, tmp_path, batch_size=8) == 1.0
+    assert fitted(scorer, new, tmp_path, batch_size=8, learning_rate=0.1) == 1.0
     after = scorer.state_dict()
     assert scorer.head.people == ("l1", "l2", "r1", "r2", "r3", "l9", "r9")
     torch.testing.assert_close(after["head.logits"][:5], before["head.logits"], rtol=0, atol=0)

@@ -24,6 +24,7 @@ from prefkit.language.heads import (
     HeadScores,
     IdealPointsHead,
     MlpHead,
+    OwnHead,
     ScalarHead,
     make_head,
 )
@@ -31,8 +32,16 @@ from prefkit.language.judge import JUDGE_TEMPLATE, LanguageJudge
 from prefkit.language.models import BUILTIN, LoraOptions, ModelOptions, is_reward_model, load_scorer
 from prefkit.language.next_token import first_token_logps
 from prefkit.language.packing import Layout, pack
+from prefkit.language.pairs import PairEncoder
 from prefkit.language.residual import mix_embeddings, one_step_ahead_ids
-from prefkit.language.reward import RewardScorer, annotate, load_reward, log_odds_table, response_states
+from prefkit.language.reward import (
+    PairRewardScorer,
+    RewardScorer,
+    annotate,
+    load_reward,
+    log_odds_table,
+    response_states,
+)
 from prefkit.language.sampling import sample, sampled_kl
 from prefkit.language.scorer import LanguageScorer, PackedScorer, Precision
 from prefkit.language.sequences import SequenceLogps, sequence_logps
@@ -61,7 +70,10 @@ __all__ = [
     "LoraOptions",
     "MlpHead",
     "ModelOptions",
+    "OwnHead",
     "PackedScorer",
+    "PairEncoder",
+    "PairRewardScorer",
     "Precision",
     "RewardScorer",
     "ScalarHead",

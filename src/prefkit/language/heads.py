@@ -206,6 +206,28 @@ class ScalarHead(_Optioned):
         return HeadScores(inputs.states @ self.weight)
 
 
+class OwnHead(Head):
+    """The head that a sequence classifier brings along; its weights are the classifier's.
+
+    Args:
+        width: size of the hidden states.
+        layer: the classifier's last layer; None where its logits are given in the place of states.
+    """
+
+    kind = "own"
+
+    def __init__(self, width: int, layer: nn.Module | None = None) -> None:
+        super().__init__(width)
+        # No submodule: the weights are saved and trained with the classifier.
+        self._layer = (layer,)
+
+    def forward(self, inputs: HeadInputs) -> HeadScores:
+        """See `Head`."""
+        (layer,) = self._layer
+        found = inputs.states if layer is None else layer(inputs.states.to(next(layer.parameters()).dtype))
+        return HeadScores(found.squeeze(-1).float())
+
+
 class MlpHead(_Optioned):
     """v . act(W h + b) + c.
 
@@ -310,6 +332,7 @@ class IdealPointsHead(Head):
         )
         self.logits = nn.Parameter(torch.zeros(0, options.prototypes))
         self.people: tuple[str, ...] = ()
+        self._tastes_frozen = False
         self.meet(people)
 
     def meet(self, people: Sequence[str]) -> None:
@@ -321,9 +344,10 @@ class IdealPointsHead(Head):
         self.logits = nn.Parameter(torch.cat([self.logits.detach(), drawn.to(self.logits)]))
 
     def freeze_tastes(self) -> None:
-        """Train nothing but people's weights: a new person needs few comparisons then."""
+        """Train nothing but people's weights, at the rate of training: a new person needs few comparisons then."""
         self.requires_grad_(False)
         self.logits.requires_grad_(True)
+        self._tastes_frozen = True
 
     def mixtures(self, people: Int[Tensor, " responses"] | None, responses: int) -> Float[Tensor, "responses k"]:
         """Weights of the prototypes for people by their place; the mean of all for -1."""
@@ -347,6 +371,8 @@ class IdealPointsHead(Head):
 
     def weight_groups(self) -> Groups:
         """See `Head`."""
+        if self._tastes_frozen:
+            return []
         options, space = self.options, self.space
         projectors = list(space.project.parameters())
         if space.of_prompt is not None:

@@ -1,23 +1,26 @@
-"""Reward models: a causal language model with a head on the state at the last token of a response.
+"""Reward models: a language model with a head on the hidden states of a response.
 
-Encoding, packed rows and shared prompts are those of the language scorer; the output layer is never computed. The
-folder of a reward model holds the backbone as `from_pretrained` loads it, the head, and `reward.json`; nothing in it
-runs code.
+On a causal model, encoding, packed rows and shared prompts are those of the language scorer, and the output layer is
+never computed. A model that reads in both directions takes prompt and response as two texts (see `pairs`). The folder
+of a reward model holds the backbone as `from_pretrained` loads it, the head and `reward.json`; nothing in it runs code.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from peft import PeftModel
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -25,31 +28,38 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefkit.comparisons import Comparison
 from prefkit.errors import OptionError, RecordError
-from prefkit.language.encoding import EncodingOptions
+from prefkit.language.encoding import Encoder, EncodingOptions
 from prefkit.language.heads import (
     Groups,
     Head,
     HeadInputs,
     HeadOptions,
     IdealPointsHead,
+    OwnHead,
     ScalarHead,
+    ScalarHeadOptions,
     make_head,
 )
 from prefkit.language.models import (
     REWARD_FILE,
     ModelOptions,
-    is_reward_model,
+    Pooling,
+    family_of,
+    has_reward_file,
     load_policy,
     load_tokenizer,
     resolve,
 )
+from prefkit.language.pairs import PairEncoder, PairTrunk, positions_of
 from prefkit.language.scorer import PackedScorer, Precision
 from prefkit.objectives import Encoded, Inputs, ResponseScores, Scorer, encode_all, odds_among, score_all
 from prefkit.options import Options
 
+logger = logging.getLogger("prefkit")
+
 _HEAD_FILE = "head.safetensors"
-_FORMAT, _FORMATS = 2, (1, 2)
-"""Of folders: what is written, and what is read."""
+_FORMAT = 2
+"""Of the folders that are written; see `_About` for those that are read."""
 
 _ANNOTATOR, _GROUPS, _PEOPLE = "annotator", "comparisons", "people"
 """Of an encoded comparison, who judged; of a batch, the comparison of each response and who judges it."""
@@ -68,18 +78,24 @@ class RewardScorer(PackedScorer):
         head: what makes rewards of hidden states, or options of a new head; `[dim]` numbers stand for a `ScalarHead` of
             them; by default one of 0, so that training starts from indifference.
         encoding: how texts become tokens.
+        pooling: the states that the head reads: that at the `last_token` of a response (the default), or the `mean` of
+            those at its tokens.
         precision: numbers in which the backbone's matrix products are computed; the head is always in float32.
         shared: process a prompt once for all its responses; False takes the plain path.
 
     Raises:
         OptionError: the vocabularies of backbone and tokenizer, or the widths of backbone and head, do not fit
-            together.
+            together, or such states are not pooled so.
 
     Source: Stiennon et al. 2020, Learning to summarize from human feedback (arXiv 2009.01325).
     """
 
     provided = frozenset({"rewards", "separate_rewards", "views"})
     kind = "reward models"
+    poolings: ClassVar[tuple[Pooling, ...]] = ("last_token", "mean")
+    """How states may be pooled, the default first."""
+    lacking: ClassVar[frozenset[str]] = frozenset()
+    """What is not there of a classifier with its own head."""
 
     def __init__(
         self,
@@ -88,11 +104,24 @@ class RewardScorer(PackedScorer):
         head: Head | HeadOptions | Float[Tensor, " dim"] | None = None,
         *,
         encoding: EncodingOptions | None = None,
+        pooling: Pooling | None = None,
         precision: Precision = "fp32",
         shared: bool = True,
     ) -> None:
         super().__init__(policy, tokenizer, encoding=encoding, precision=precision, shared=shared)
+        self.pooling = pooling or self.poolings[0]
+        if self.pooling not in self.poolings:
+            raise OptionError(
+                f"model.pooling: the states of {type(self._base).__name__} are pooled by {' or '.join(self.poolings)}, "
+                f"not by {pooling}"
+            )
+        self._classifies = type(self._base).__name__.endswith("ForSequenceClassification")
+        # A classifier on a causal model takes padding for no end of a text, even if it is the end token.
+        self._pad: int | None = getattr(self.config, "pad_token_id", None) if self._classifies else None
         width = self._probed_width()
+        if self._classifies and head is None:
+            head = self._own_head(width)
+            self.provided = self.provided - self.lacking
         if isinstance(head, Options):
             head = make_head(head, width)
         elif not isinstance(head, Head):
@@ -101,10 +130,10 @@ class RewardScorer(PackedScorer):
             raise OptionError(f"the head takes states of width {head.width}, the backbone's are {width} wide")
         self.head = head
         if head.compares:
-            self.provided = RewardScorer.provided - {"separate_rewards"}
+            self.provided = self.provided - {"separate_rewards"}
             self.kind = f"reward models with a head `{head.kind}`"
         output, embeddings = policy.get_output_embeddings(), policy.get_input_embeddings()
-        if output.weight is not embeddings.weight:
+        if output is not None and output.weight is not embeddings.weight:
             # Nobody reads it: without gradients it is neither trained nor waited for.
             output.requires_grad_(False)
 
@@ -125,7 +154,7 @@ class RewardScorer(PackedScorer):
 
     def collate(self, encoded: Sequence[Encoded]) -> dict[str, Tensor]:
         """Pack encoded comparisons into one row, with the comparison of each response, and who judges it."""
-        packed = super().collate(encoded)
+        packed = self._packed(encoded)
         counts = torch.tensor([len(item["response_ids"]) for item in encoded])
         packed[_GROUPS] = torch.repeat_interleave(torch.arange(len(encoded)), counts)
         if self.head.people is not None:
@@ -153,10 +182,17 @@ class RewardScorer(PackedScorer):
         """What the head reads of responses: the last hidden state at the last token of each."""
         return self._states(inputs)[0]
 
-    def _states(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    def _packed(self, encoded: Sequence[Encoded]) -> dict[str, Tensor]:
+        return super().collate(encoded)
+
+    def _states(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+        """What the head reads of responses and of their prompts."""
         with self._autocast():
-            states, prompts = self._trunks[id(self.policy)].pooled(inputs)
+            states, prompts = self._trunks[id(self.policy)].pooled(inputs, self.pooling, self._pad)
         return states.float(), prompts.float()
+
+    def _own_head(self, width: int) -> Head:
+        return OwnHead(width, self._base.score)
 
     @property
     def width(self) -> int:
@@ -206,13 +242,15 @@ class RewardScorer(PackedScorer):
         own = self.head.state_dict()
         if state is not None:
             own = {name: state[f"head.{name}"] for name in own}
-        save_file({name: part.detach().float().cpu().contiguous() for name, part in own.items()}, folder / _HEAD_FILE)
+        if own:
+            weights = {name: part.detach().float().cpu().contiguous() for name, part in own.items()}
+            save_file(weights, folder / _HEAD_FILE)
         about = {
             "format": _FORMAT,
             "kind": "reward",
-            "pooling": "last_token",
+            "pooling": self.pooling,
             "dim": self.head.width,
-            "head": self.head.options.model_dump(),
+            "head": None if isinstance(self.head, OwnHead) else self.head.options.model_dump(),
             "people": self.head.people,
         }
         (folder / REWARD_FILE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
@@ -223,9 +261,58 @@ class RewardScorer(PackedScorer):
     def _probed_width(self) -> int:
         """Look at the states themselves: not every backbone says how wide they are."""
         with torch.no_grad():
-            inputs = super().collate([{"prompt_ids": [[0]], "response_ids": [[0]]}])
+            inputs = self._packed([{"prompt_ids": [[0]], "response_ids": [[0]]}])
             inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
             return int(self._states(inputs)[0].shape[1])
+
+
+class PairRewardScorer(RewardScorer):
+    """The same on a model that reads in both directions: an encoder, or a sequence classifier of one.
+
+    Prompt and response are two texts, joined as the tokenizer joins them. Each response is read with its own copy of
+    the prompt, since what the model makes of the prompt depends on the response. A head that reads prompts is told the
+    state of the prompt alone.
+    """
+
+    poolings = ("cls", "mean", "last_token")
+    lacking = frozenset({"views"})
+
+    def _make_encoder(self, options: EncodingOptions | None) -> Encoder:
+        return PairEncoder(self.tokenizer, positions_of(self._base), options)
+
+    def _make_trunk(self, shared: bool) -> PairTrunk:
+        if shared:
+            logger.warning(
+                f"{type(self._base).__name__} reads in both directions, so that a prompt cannot be shared between "
+                "responses: each is processed on its own"
+            )
+        assert isinstance(self.encoder, PairEncoder)
+        pad = self.tokenizer.pad_token_id
+        return PairTrunk(self._base, self.encoder.frame, 0 if pad is None else pad)
+
+    @property
+    def _reading(self) -> PairTrunk:
+        trunk: Any = self._trunks[id(self.policy)]
+        assert isinstance(trunk, PairTrunk)
+        return trunk
+
+    def _packed(self, encoded: Sequence[Encoded]) -> dict[str, Tensor]:
+        # The width is asked for before there is a head.
+        head = getattr(self, "head", None)
+        return self._reading.collate(encoded, isinstance(head, Head) and head.reads_prompts)
+
+    def _states(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+        if self._classifies:
+            with self._autocast():
+                logits: Tensor = self._base(**self._reading.arguments(inputs)).logits
+            return logits.float(), None
+        with self._autocast():
+            states, prompts = self._reading.pooled(inputs, self.pooling)
+        return states.float(), None if prompts is None else prompts.float()
+
+    def _own_head(self, width: int) -> Head:
+        # Between states and logits lie layers that only the classifier knows.
+        return OwnHead(width)
 
 
 _NO_REFERENCE = (
@@ -235,7 +322,9 @@ _NO_REFERENCE = (
 
 
 def load_reward(options: ModelOptions | str, encoding: EncodingOptions | None = None) -> RewardScorer:
-    """Load a reward model, or make one of a causal language model, with a head that says nothing yet.
+    """Load a reward model, or make one of a causal language model or an encoder, with a head that says nothing yet.
+
+    A sequence classifier with one label is a reward model, too: its logit is the reward.
 
     Args:
         options: see `ModelOptions`; a string stands for its `path`.
@@ -248,17 +337,26 @@ def load_reward(options: ModelOptions | str, encoding: EncodingOptions | None = 
         options = ModelOptions(path=options, kind="reward")
     if options.reference is not None:
         raise OptionError("model.reference does not apply to a reward model, which is compared with none")
-    saved = Path(resolve(options.path)) if is_reward_model(options.path) else None
-    if saved is not None and options.head is not None:
-        raise OptionError(f"model.head is for a new reward model; '{options.path}' has its head: leave it out")
+    saved = _read_folder(Path(resolve(options.path))) if has_reward_file(options.path) else None
+    family = family_of(options)
+    if saved is not None or family.classifier:
+        for name in ("head", "pooling"):
+            if getattr(options, name) is not None:
+                raise OptionError(
+                    f"model.{name} is for a new reward model; '{options.path}' is one with its own: leave it out"
+                )
+    if family.classifier and options.trained != "all":
+        raise OptionError("model.trained does not apply to a classifier, whose head is part of it")
     policy = load_policy(options)
     if options.trained != "all":
         policy.requires_grad_(False)
-    scorer = RewardScorer(
+    kind = PairRewardScorer if family.both_ways else RewardScorer
+    scorer = kind(
         policy,
         load_tokenizer(options),
-        options.head if saved is None else _load_head(saved),
+        options.head if saved is None else saved.head,
         encoding=encoding,
+        pooling=options.pooling if saved is None else saved.pooling,
         precision=options.precision,
         shared=options.shared_prompt,
     )
@@ -269,32 +367,45 @@ def load_reward(options: ModelOptions | str, encoding: EncodingOptions | None = 
     return scorer
 
 
-def _load_head(folder: Path) -> Head:
-    try:
-        about = json.loads((folder / REWARD_FILE).read_text(encoding="utf-8"))
-        weights = load_file(folder / _HEAD_FILE)
-        known = about["format"] in _FORMATS and about["pooling"] == "last_token"
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        if isinstance(error, KeyError | TypeError):
-            raise OptionError(f"'{folder / REWARD_FILE}' is of a kind that this version does not know") from error
-        raise OptionError(f"the head of reward model '{folder}' cannot be read: {error}") from error
-    if not known:
-        raise OptionError(f"'{folder / REWARD_FILE}' is of a kind that this version does not know: {about}")
+class _Folder(NamedTuple):
+    """What the folder of a reward model says.
+
+    Args:
+        head: None for a classifier, which has its own.
+        pooling: None for a classifier.
+    """
+
+    head: Head | None
+    pooling: Pooling | None
+
+
+class _About(Options):
+    """The file by which a folder is known."""
+
+    format: Literal[1, 2]
+    kind: Literal["reward"]
+    pooling: Pooling
+    dim: int = Field(ge=1)
     # Folders of the first format have a scalar head and do not say so.
-    options = _Written.parse({"head": about.get("head", {"kind": "scalar"})}, str(folder / REWARD_FILE)).head
+    head: HeadOptions | None = ScalarHeadOptions()
+    people: list[str] | None = None
+
+
+def _read_folder(folder: Path) -> _Folder:
+    path = folder / REWARD_FILE
     try:
-        head = make_head(options, len(weights["weight"]) if options.kind == "scalar" else int(about["dim"]))
-        head.meet(about.get("people") or ())
+        about = _About.parse(json.loads(path.read_text(encoding="utf-8")), str(path))
+        if about.head is None:
+            return _Folder(None, None)
+        weights = load_file(folder / _HEAD_FILE)
+        head = make_head(about.head, len(weights["weight"]) if about.head.kind == "scalar" else about.dim)
+        head.meet(about.people or ())
         head.load_state_dict(weights)
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+    except OptionError as error:
+        raise OptionError(f"'{path}' is of a kind that this version does not know: {error}") from error
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
         raise OptionError(f"the head of reward model '{folder}' cannot be read: {error}") from error
-    return head
-
-
-class _Written(Options):
-    """The head of a folder."""
-
-    head: HeadOptions
+    return _Folder(head, about.pooling)
 
 
 def response_states(scorer: RewardScorer, comparison: Comparison) -> NDArray[np.float64]:
