@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from tests.language.encoders import build_encoder, joining, save
+from tests.language.models import words
 from typer.testing import CliRunner
 
 from prefkit.assets import comparisons_path
@@ -54,7 +56,7 @@ def test_train_makes_a_reward_model(run: Path) -> None:
     last = {name: value for line in lines for name, value in line.items()}
     assert {"chosen_reward", "rejected_reward", "reward_margin", "reward_accuracy"} <= last.keys()
     assert not {"chosen_logp", "eval_chosen_logp"} & last.keys()
-    assert load_reward(str(run / "model")).head.abs().max() > 0
+    assert load_reward(str(run / "model")).head.weight.abs().max() > 0
 
 
 def test_score_writes_rewards_and_gives_them_to_a_file(run: Path, pairs: Path, tmp_path: Path) -> None:
@@ -98,3 +100,64 @@ def test_what_does_not_apply_is_refused(run: Path, pairs: Path, tmp_path: Path) 
     assert "train a reward model instead (model.kind: reward)" in str(
         train(pairs, tmp_path / "rm", "objective.kind=reward_model", "model.kind=lm").exception
     )
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three responses a prompt, ranked by one of two people."""
+    rows = [
+        {
+            "prompts": [f"Describe a {thing}"],
+            "responses": [f"It is a {thing}.", f"A {thing}!", f"Some {thing} or other, who knows."],
+            "judgement": {"ranks": [0, 1, 2] if person == "ann" else [2, 1, 0]},
+            "annotator": person,
+        }
+        for thing in ("cat", "dog", "tree", "house")
+        for person in ("ann", "bob")
+    ]
+    path = tmp_path_factory.mktemp("judged") / "judged.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_embeddings_are_trained_and_compare_all_candidates(judged: Path, tmp_path: Path) -> None:
+    shown = train(judged, tmp_path / "run", "model.head.kind=general", "model.head.dim=4", "data.held_out=0.3")
+    assert shown.exit_code == 0, shown.output
+    scores = tmp_path / "scores.jsonl"
+    assert prefkit("score", tmp_path / "run" / "model", judged, "--output", scores).exit_code == 0
+    for line in map(json.loads, scores.read_text().splitlines()):
+        odds = torch.tensor([response["odds"] for response in line["responses"]])
+        assert odds.shape == (3, 3)
+        torch.testing.assert_close(odds, -odds.T)
+        assert [response["reward"] for response in line["responses"]] == pytest.approx(odds.mean(1).tolist(), abs=1e-5)
+    assert prefkit("evaluate", tmp_path / "run" / "model", judged).exit_code == 0
+
+
+def test_people_have_rewards_of_their_own(judged: Path, tmp_path: Path) -> None:
+    head = ("model.head.kind=ideal_points", "model.head.annotator_rate=0.5", "training.max_steps=4")
+    shown = train(judged, tmp_path / "run", *head, "data.held_out=0.3")
+    assert shown.exit_code == 0, shown.output
+    scores = tmp_path / "scores.jsonl"
+    assert prefkit("score", tmp_path / "run" / "model", judged, "--output", scores).exit_code == 0
+    lines = [json.loads(line) for line in scores.read_text().splitlines()]
+    ann, bob = ([response["reward"] for response in line["responses"]] for line in lines[:2])
+    assert ann != pytest.approx(bob)
+
+
+@pytest.mark.parametrize("style", ["bert", "llama"])
+def test_a_classifier_from_elsewhere_scores_and_is_measured(style: str, tmp_path: Path) -> None:
+    tokenizer = joining(style) if style == "bert" else words()
+    folder = save(build_encoder(style, labels=1), tokenizer, tmp_path / "model")
+    rows = [{"prompt": f"w{i} w9", "chosen": f"w{i + 20}", "rejected": f"w{i + 40} w5"} for i in range(10, 16)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scores = tmp_path / "scores.jsonl"
+    shown = prefkit("score", folder, tmp_path / "pairs.jsonl", "--output", scores)
+    assert shown.exit_code == 0, shown.output
+    own = load_reward(folder).eval()
+    for line, record in zip(scores.read_text().splitlines(), load_comparisons(tmp_path / "pairs.jsonl"), strict=True):
+        with torch.no_grad():
+            expected = own(own.collate([own.encode(record)])).policy_logps.tolist()
+        assert [response["reward"] for response in json.loads(line)["responses"]] == pytest.approx(expected, abs=1e-4)
+    shown = prefkit("evaluate", folder, tmp_path / "pairs.jsonl")
+    assert shown.exit_code == 0, shown.output
+    assert "ranking accuracy" in shown.output

@@ -60,9 +60,9 @@ def check(model: Any, shared: bool) -> None:
     torch.testing.assert_close(scores.policy_logps, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
     assert scores.lengths.tolist() == [len(response) for _, responses in some_groups() for response in responses]
     (scores.policy_logps * weights).sum().backward()
-    assert scorer.head.grad is not None
+    assert scorer.head.weight.grad is not None
     assert head.grad is not None
-    torch.testing.assert_close(scorer.head.grad, head.grad, rtol=1e-5, atol=1e-5 * float(head.grad.abs().max()))
+    torch.testing.assert_close(scorer.head.weight.grad, head.grad, rtol=1e-5, atol=1e-5 * float(head.grad.abs().max()))
     got = gradients(model)
     scale = max(float(gradient.norm()) for gradient in wanted.values())
     for name, gradient in wanted.items():
@@ -90,7 +90,7 @@ def test_an_output_layer_that_nobody_reads_is_not_trained() -> None:
     assert model.lm_head.weight is not model.model.embed_tokens.weight
     scorer(pack(some_groups(), whole=True)).policy_logps.sum().backward()
     trained = {name for name, weight in scorer.named_parameters() if weight.requires_grad}
-    assert "head" in trained
+    assert "head.weight" in trained
     assert "policy.lm_head.weight" not in trained
 
 
@@ -166,7 +166,7 @@ def test_an_adapter_and_its_head_are_saved_together(tmp_path: Path) -> None:
     scorer = load_reward(options)
     with torch.no_grad():
         for name, weight in scorer.named_parameters():
-            if "lora_" in name or name == "head":
+            if "lora_" in name or name == "head.weight":
                 weight.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
     scorer.save(tmp_path / "saved")
     inputs = pack(some_groups(), whole=True)
@@ -181,7 +181,7 @@ def test_a_state_from_shards_is_what_is_saved(tmp_path: Path) -> None:
     state = {name: tensor + 1 for name, tensor in scorer.state_dict().items()}
     scorer.save(tmp_path, state)
     saved = load_reward(str(tmp_path))
-    assert torch.equal(saved.head, some_head() + 1)
+    assert torch.equal(saved.head.weight, some_head() + 1)
     assert torch.equal(saved.policy.lm_head.weight, scorer.policy.lm_head.weight + 1)
 
 
@@ -267,7 +267,7 @@ def test_only_reward_models_annotate(pairs: list[Comparison]) -> None:
 
 def test_lists_train_reward_models_too() -> None:
     objective = make_objective({"kind": "plackett_luce", "reward": "score", "beta": 1.0})
-    assert objective.needs == {"rewards"}
+    assert objective.needs == {"rewards", "separate_rewards"}
 
 
 def test_adapters_share_prompts() -> None:
@@ -303,7 +303,7 @@ def test_two_views_differ_by_dropout_in_training_only() -> None:
     scores = scorer.eval()(inputs)
     assert scores.views is not None
     torch.testing.assert_close(scores.views[:, 0], scores.views[:, 1])
-    torch.testing.assert_close(scores.views[:, 0] @ scorer.head, scores.policy_logps)
+    torch.testing.assert_close(scores.views[:, 0] @ scorer.head.weight, scores.policy_logps)
 
 
 @pytest.mark.parametrize("term", ["simcse", "swav"])

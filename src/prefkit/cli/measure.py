@@ -73,7 +73,8 @@ def score(
 ) -> None:
     """Write the log-probability of every response: summed, per token, and the number of tokens.
 
-    Of a reward model it is the reward of every response, and the number of tokens. With --followups it is the reward
+    Of a reward model it is the reward of every response, and the number of tokens; of one that compares responses the
+    mean log-odds against all of its comparison, and `odds`, those against each. With --followups it is the reward
     that the likelihood of follow-ups gives, in all and in each category. Of a pipeline of diffusers it is minus half
     the denoising error of every image, a mean over draws.
 
@@ -514,12 +515,13 @@ def _scored(
 ) -> Iterator[tuple[Comparison, dict[str, Any]]]:
     """Each comparison with its line, a batch at a time."""
     from prefkit.language import RewardScorer
-    from prefkit.objectives import encode_all, score_all
+    from prefkit.objectives import encode_all, odds_among, score_all
 
     rewards = isinstance(scorer, RewardScorer)
     rows = encode_all(scorer, comparisons, skipped)
     while batch := list(islice(rows, batch_size)):
         (scores,) = score_all(scorer, [item for _, item in batch], batch_size=len(batch))
+        begun = 0
         responses = iter(zip(scores.policy_logps.tolist(), scores.lengths.tolist(), strict=True))
         each_token = iter(scores.tokens.policy_logps.tolist() if scores.tokens is not None else ())
         for comparison, _ in batch:
@@ -532,6 +534,11 @@ def _scored(
                 found.append({"logp": score, "logp_per_token": score / length, "tokens": length})
                 if tokens:
                     found[-1]["token_logps"] = own
+            if scores.factors is not None:
+                places = slice(begun, begun + len(found))
+                for line, odds in zip(found, odds_among(scores.factors[places]).tolist(), strict=True):
+                    line["odds"] = odds
+            begun += len(found)
             yield comparison, {**_place(comparison), "responses": found}
 
 

@@ -142,7 +142,8 @@ def pair_figures(scores: PairScores, beta: float = 1.0) -> dict[str, Values]:
         PrefkitError: a score is not a finite number.
     """
     chosen, rejected = scores.policy_chosen_logps.numpy(), scores.policy_rejected_logps.numpy()
-    figures = {"ranking_accuracy": ranking_wins(chosen, rejected)}
+    compared = (chosen, rejected) if scores.odds is None else (scores.odds.numpy(), np.zeros(len(chosen)))
+    figures = {"ranking_accuracy": ranking_wins(*compared)}
     if scores.chosen_lengths is not None and scores.rejected_lengths is not None:
         lengths = scores.chosen_lengths.numpy(), scores.rejected_lengths.numpy()
         figures["ranking_accuracy_per_token"] = ranking_wins(chosen, rejected, *lengths)

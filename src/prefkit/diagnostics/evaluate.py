@@ -244,10 +244,12 @@ def _check_finite(model: str, logps: Tensor, batch: list[_Entry]) -> None:
 
 def _pair_scores(parts: list[ResponseScores], index: list[tuple[int, int]]) -> PairScores:
     refs = [part.ref_logps for part in parts if part.ref_logps is not None]
+    factors = [part.factors for part in parts if part.factors is not None]
     flat = ResponseScores(
         torch.cat([part.policy_logps for part in parts]),
         torch.cat([part.lengths for part in parts]),
         ref_logps=torch.cat(refs) if refs else None,
+        factors=torch.cat(factors) if factors else None,
     )
     scores = Targets("pairs", torch.tensor(index), torch.arange(len(index))).view(flat)
     assert isinstance(scores, PairScores)

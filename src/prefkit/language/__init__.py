@@ -16,12 +16,32 @@ from prefkit.language.followup import (
     total_reward,
 )
 from prefkit.language.head import label_logps, token_logps
+from prefkit.language.heads import (
+    HEADS,
+    GeneralHead,
+    Head,
+    HeadInputs,
+    HeadScores,
+    IdealPointsHead,
+    MlpHead,
+    OwnHead,
+    ScalarHead,
+    make_head,
+)
 from prefkit.language.judge import JUDGE_TEMPLATE, LanguageJudge
 from prefkit.language.models import BUILTIN, LoraOptions, ModelOptions, is_reward_model, load_scorer
 from prefkit.language.next_token import first_token_logps
 from prefkit.language.packing import Layout, pack
+from prefkit.language.pairs import PairEncoder
 from prefkit.language.residual import mix_embeddings, one_step_ahead_ids
-from prefkit.language.reward import RewardScorer, annotate, load_reward, response_states
+from prefkit.language.reward import (
+    PairRewardScorer,
+    RewardScorer,
+    annotate,
+    load_reward,
+    log_odds_table,
+    response_states,
+)
 from prefkit.language.sampling import sample, sampled_kl
 from prefkit.language.scorer import BESIDE_REFERENCE, LanguageScorer, PackedScorer, Precision
 from prefkit.language.sequences import SequenceLogps, sequence_logps
@@ -31,6 +51,7 @@ __all__ = [
     "BESIDE_REFERENCE",
     "BUILTIN",
     "DEFAULT_BANK",
+    "HEADS",
     "JUDGE_TEMPLATE",
     "Encoder",
     "EncodingOptions",
@@ -38,15 +59,25 @@ __all__ = [
     "FollowupReward",
     "FollowupRewards",
     "FollowupScorer",
+    "GeneralHead",
+    "Head",
+    "HeadInputs",
+    "HeadScores",
+    "IdealPointsHead",
     "LanguageJudge",
     "LanguageScorer",
     "Layout",
     "Lengths",
     "LoraOptions",
+    "MlpHead",
     "ModelOptions",
+    "OwnHead",
     "PackedScorer",
+    "PairEncoder",
+    "PairRewardScorer",
     "Precision",
     "RewardScorer",
+    "ScalarHead",
     "SequenceLogps",
     "Span",
     "annotate",
@@ -58,6 +89,8 @@ __all__ = [
     "label_logps",
     "load_reward",
     "load_scorer",
+    "log_odds_table",
+    "make_head",
     "mean_logps",
     "mix_embeddings",
     "official_code_score",

@@ -3,25 +3,50 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, Self, TypeAlias
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from prefkit.assets import model_path
 from prefkit.errors import OptionError
 from prefkit.language.encoding import EncodingOptions
+from prefkit.language.heads import HeadOptions
 from prefkit.language.scorer import LanguageScorer, Precision
 from prefkit.options import Options
 
 BUILTIN = "builtin"
 """Name of the small model that ships with the package."""
 
+Pooling: TypeAlias = Literal["last_token", "mean", "cls"]
+"""Which hidden states stand for a response."""
+
 REWARD_FILE = "reward.json"
 """File by which a folder is known as that of a reward model; see `prefkit.language.reward`."""
+
+
+class Family(NamedTuple):
+    """What kind of model a folder or hub name is.
+
+    Args:
+        both_ways: it reads in both directions (BERT and its kin), instead of from left to right.
+        classifier: it is a sequence classifier, with a head of its own.
+    """
+
+    both_ways: bool
+    classifier: bool
 
 
 class LoraOptions(Options):
@@ -45,7 +70,14 @@ class ModelOptions(Options):
 
     Args:
         kind: `lm` scores responses by their log-probability; `reward` is a reward model, with a head on the model.
-        path: folder or hub name of a causal language model or of a LoRA adapter; `builtin` is the packaged small model.
+        head: kind and options of a new reward model's head, see `prefkit.language.heads`; a scalar one by default.
+        trained: of a reward model, train everything, the `head` on a frozen backbone, or, of ideal points, the weights
+            of `people` alone.
+        pooling: of a new reward model, the states that its head reads: that of the `last_token` of a response (the
+            default), the `mean` over its tokens, or, of an encoder, that of the first token of all, `cls` (the default
+            of encoders).
+        path: folder or hub name of a causal language model or of a LoRA adapter; for a reward model also of an encoder
+            or a sequence classifier with one label; `builtin` is the packaged small model.
         reference: folder or hub name of the frozen reference; by default the policy as it is loaded.
         revision: branch, tag or commit of a hub name.
         lora: train an adapter of this shape; None trains all weights.
@@ -57,6 +89,9 @@ class ModelOptions(Options):
     """
 
     kind: Literal["lm", "reward"] = "lm"
+    head: HeadOptions | None = None
+    trained: Literal["all", "head", "people"] = "all"
+    pooling: Pooling | None = None
     path: str = BUILTIN
     reference: str | None = None
     revision: str | None = None
@@ -66,6 +101,21 @@ class ModelOptions(Options):
     dropout: bool = False
     shared_prompt: bool = True
     trust_remote_code: bool = False
+
+    @field_validator("head", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _applies(self) -> Self:
+        if self.kind != "reward":
+            for name in ("head", "trained", "pooling"):
+                if name in self.model_fields_set and getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name} applies only to `kind: reward`")
+        if self.lora is not None and self.trained != "all":
+            raise ValueError("`lora` trains an adapter of the backbone, `trained` leaves the backbone as it is")
+        return self
 
 
 def load_scorer(options: ModelOptions | str, encoding: EncodingOptions | None = None) -> LanguageScorer:
@@ -82,6 +132,11 @@ def load_scorer(options: ModelOptions | str, encoding: EncodingOptions | None = 
         options = ModelOptions(path=options)
     if options.kind == "reward" or is_reward_model(options.path):
         raise OptionError(f"'{options.path}' is to be a reward model: load it with load_reward, or with kind 'reward'")
+    if family_of(options).both_ways:
+        raise OptionError(
+            f"'{options.path}' reads in both directions and gives no likelihood of a text: model.kind: reward puts a "
+            "head on it"
+        )
     policy = load_policy(options)
     reference = None if options.reference is None else _load(options.reference, options, trainable=False)
     return LanguageScorer(
@@ -95,8 +150,43 @@ def load_scorer(options: ModelOptions | str, encoding: EncodingOptions | None = 
 
 
 def is_reward_model(path: str) -> bool:
-    """Whether a folder holds a reward model."""
+    """Whether a folder holds a reward model, or a folder or hub name is a sequence classifier, which is one, too."""
+    return has_reward_file(path) or family_of(ModelOptions(path=path)).classifier
+
+
+def has_reward_file(path: str) -> bool:
+    """Whether a folder holds a reward model that this package wrote."""
     return Path(resolve(path), REWARD_FILE).is_file()
+
+
+def family_of(options: ModelOptions) -> Family:
+    """What kind of model it is, by its configuration; a causal language model if that cannot be read.
+
+    Raises:
+        OptionError: it is an encoder with a decoder, which nothing here can load.
+    """
+    config = _config(resolve(options.path), options)
+    if config is None:
+        return Family(False, False)
+    name = (getattr(config, "architectures", None) or [""])[0]
+    if getattr(config, "is_encoder_decoder", False):
+        raise OptionError(f"'{options.path}' is an encoder with a decoder ({name}): take a causal language model")
+    masked = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    both_ways = masked and not getattr(config, "is_decoder", False) and not name.endswith("ForCausalLM")
+    return Family(both_ways, name.endswith("ForSequenceClassification"))
+
+
+def _config(path: str, options: ModelOptions) -> Any:
+    """The configuration of a model, or of the model below an adapter; None if it cannot be read."""
+    try:
+        if Path(path, "adapter_config.json").is_file():
+            path = resolve(str(PeftConfig.from_pretrained(path).base_model_name_or_path))
+        return AutoConfig.from_pretrained(
+            path, revision=options.revision or "main", trust_remote_code=options.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError):
+        # Loading the model itself says what is wrong.
+        return None
 
 
 def load_policy(options: ModelOptions) -> Any:
@@ -111,7 +201,7 @@ def load_policy(options: ModelOptions) -> Any:
     if options.lora is not None:
         if isinstance(policy, PeftModel):
             policy = policy.merge_and_unload()
-        policy = _with_adapter(policy, options.lora)
+        policy = _with_adapter(policy, options.lora, family_of(options))
     return policy
 
 
@@ -132,12 +222,23 @@ def _load(name: str, options: ModelOptions, trainable: bool = True) -> Any:
 
 
 def _pretrained(path: str, options: ModelOptions) -> PreTrainedModel:
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        path,
-        dtype=getattr(torch, options.dtype),
-        revision=options.revision or "main",
-        trust_remote_code=options.trust_remote_code,
-    )
+    family = family_of(options.model_copy(update={"path": path}))
+    how = {
+        "dtype": getattr(torch, options.dtype),
+        "revision": options.revision or "main",
+        "trust_remote_code": options.trust_remote_code,
+    }
+    kind = AutoModelForSequenceClassification if family.classifier else AutoModel
+    kind = kind if family.classifier or family.both_ways else AutoModelForCausalLM
+    model: PreTrainedModel = kind.from_pretrained(path, **how)
+    if family.classifier and model.config.num_labels != 1:
+        raise OptionError(
+            f"'{path}' is a classifier of {model.config.num_labels} labels: a reward model has one, and its logit is "
+            "the reward"
+        )
+    # Nobody reads it, and without it in the checkpoint it would be random.
+    if kind is AutoModel and getattr(model, "pooler", None) is not None:
+        model.pooler = None
     return model
 
 
@@ -163,13 +264,13 @@ def resolve(name: str) -> str:
     return str(model_path()) if name == BUILTIN else name
 
 
-def _with_adapter(policy: PreTrainedModel, lora: LoraOptions) -> PeftModel:
+def _with_adapter(policy: PreTrainedModel, lora: LoraOptions, family: Family) -> PeftModel:
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.targets,
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if family.classifier else "FEATURE_EXTRACTION" if family.both_ways else "CAUSAL_LM",
     )
     try:
         return get_peft_model(policy, config)

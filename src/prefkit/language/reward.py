@@ -1,108 +1,216 @@
-"""Reward models: a causal language model with a scalar head on the state at the last token of a response.
+"""Reward models: a language model with a head on the hidden states of a response.
 
-Encoding, packed rows and shared prompts are those of the language scorer; the output layer is never computed. The
-folder of a reward model holds the backbone as `from_pretrained` loads it, the head, and `reward.json`; nothing in it
-runs code.
+On a causal model, encoding, packed rows and shared prompts are those of the language scorer, and the output layer is
+never computed. A model that reads in both directions takes prompt and response as two texts (see `pairs`). The folder
+of a reward model holds the backbone as `from_pretrained` loads it, the head and `reward.json`; nothing in it runs code.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from peft import PeftModel
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from prefkit.comparisons import Comparison
 from prefkit.errors import OptionError, RecordError
-from prefkit.language.encoding import EncodingOptions
+from prefkit.language.encoding import Encoder, EncodingOptions
+from prefkit.language.heads import (
+    Groups,
+    Head,
+    HeadInputs,
+    HeadOptions,
+    IdealPointsHead,
+    OwnHead,
+    ScalarHead,
+    ScalarHeadOptions,
+    make_head,
+)
 from prefkit.language.models import (
     REWARD_FILE,
     ModelOptions,
-    is_reward_model,
+    Pooling,
+    family_of,
+    has_reward_file,
     load_policy,
     load_tokenizer,
     resolve,
 )
+from prefkit.language.pairs import PairEncoder, PairTrunk, positions_of
 from prefkit.language.scorer import PackedScorer, Precision
-from prefkit.objectives import Inputs, ResponseScores, Scorer, encode_all, score_all
+from prefkit.objectives import Encoded, Inputs, ResponseScores, Scorer, encode_all, odds_among, score_all
+from prefkit.options import Options
 
-_HEAD_FILE, _HEAD_NAME = "head.safetensors", "weight"
-_FORMAT = 1
+logger = logging.getLogger("prefkit")
+
+_HEAD_FILE = "head.safetensors"
+_FORMAT = 2
+"""Of the folders that are written; see `_About` for those that are read."""
+
+_ANNOTATOR, _GROUPS, _PEOPLE = "annotator", "comparisons", "people"
+"""Of an encoded comparison, who judged; of a batch, the comparison of each response and who judges it."""
 
 
 class RewardScorer(PackedScorer):
     """Scores responses by a learned reward, in log-odds: the difference of two is that of a Bradley-Terry choice.
 
-    The reward is `w . h`, where h is the backbone's last hidden state at the response's last token. There is no bias:
-    it would cancel in every comparison.
+    By default the reward is `w . h`, where h is the backbone's last hidden state at the response's last token. A head
+    that compares gives log-odds of pairs instead (`ResponseScores.factors`), and for the reward of a response the mean
+    of its log-odds against all responses of its comparison.
 
     Args:
         policy: the backbone, a causal language model with or without a LoRA adapter.
         tokenizer: its tokenizer.
-        head: `[dim]`, the weights w; by default 0, so that training starts from indifference.
+        head: what makes rewards of hidden states, or options of a new head; `[dim]` numbers stand for a `ScalarHead` of
+            them; by default one of 0, so that training starts from indifference.
         encoding: how texts become tokens.
+        pooling: the states that the head reads: that at the `last_token` of a response (the default), or the `mean` of
+            those at its tokens.
         precision: numbers in which the backbone's matrix products are computed; the head is always in float32.
         shared: process a prompt once for all its responses; False takes the plain path.
 
     Raises:
         OptionError: the vocabularies of backbone and tokenizer, or the widths of backbone and head, do not fit
-            together.
+            together, or such states are not pooled so.
 
     Source: Stiennon et al. 2020, Learning to summarize from human feedback (arXiv 2009.01325).
     """
 
-    provided = frozenset({"rewards", "views"})
+    provided = frozenset({"rewards", "separate_rewards", "views"})
     kind = "reward models"
+    poolings: ClassVar[tuple[Pooling, ...]] = ("last_token", "mean")
+    """How states may be pooled, the default first."""
+    lacking: ClassVar[frozenset[str]] = frozenset()
+    """What is not there of a classifier with its own head."""
 
     def __init__(
         self,
         policy: PreTrainedModel | PeftModel,
         tokenizer: PreTrainedTokenizerBase,
-        head: Float[Tensor, " dim"] | None = None,
+        head: Head | HeadOptions | Float[Tensor, " dim"] | None = None,
         *,
         encoding: EncodingOptions | None = None,
+        pooling: Pooling | None = None,
         precision: Precision = "fp32",
         shared: bool = True,
     ) -> None:
         super().__init__(policy, tokenizer, encoding=encoding, precision=precision, shared=shared)
-        width = policy.get_input_embeddings().weight.shape[1] if head is None else len(head)
-        self.head = nn.Parameter(torch.zeros(width) if head is None else head.detach().float().clone())
-        self._check_width()
+        self.pooling = pooling or self.poolings[0]
+        if self.pooling not in self.poolings:
+            raise OptionError(
+                f"model.pooling: the states of {type(self._base).__name__} are pooled by {' or '.join(self.poolings)}, "
+                f"not by {pooling}"
+            )
+        self._classifies = type(self._base).__name__.endswith("ForSequenceClassification")
+        # A classifier on a causal model takes padding for no end of a text, even if it is the end token.
+        self._pad: int | None = getattr(self.config, "pad_token_id", None) if self._classifies else None
+        width = self._probed_width()
+        if self._classifies and head is None:
+            head = self._own_head(width)
+            self.provided = self.provided - self.lacking
+        if isinstance(head, Options):
+            head = make_head(head, width)
+        elif not isinstance(head, Head):
+            head = ScalarHead(width if head is None else len(head), weight=head)
+        if width != head.width:
+            raise OptionError(f"the head takes states of width {head.width}, the backbone's are {width} wide")
+        self.head = head
+        if head.compares:
+            self.provided = self.provided - {"separate_rewards"}
+            self.kind = f"reward models with a head `{head.kind}`"
         output, embeddings = policy.get_output_embeddings(), policy.get_input_embeddings()
-        if output.weight is not embeddings.weight:
+        if output is not None and output.weight is not embeddings.weight:
             # Nobody reads it: without gradients it is neither trained nor waited for.
             output.requires_grad_(False)
 
+    def encode(self, comparison: Comparison) -> Encoded:
+        """Tokens of one comparison, and who judged, if the head asks.
+
+        Raises:
+            RecordError: it cannot be encoded, or has several prompts and the head compares responses to one.
+        """
+        if self.head.compares and comparison.joint:
+            raise RecordError(f"a head `{self.head.kind}` compares responses to one prompt", field="prompts")
+        encoded = super().encode(comparison)
+        return {**encoded, _ANNOTATOR: comparison.annotator or ""} if self.reads_people else encoded
+
+    def encoding_key(self) -> str:
+        """A digest of everything that decides what a comparison is encoded to."""
+        return super().encoding_key() + (" people" if self.reads_people else "")
+
+    def collate(self, encoded: Sequence[Encoded]) -> dict[str, Tensor]:
+        """Pack encoded comparisons into one row, with the comparison of each response, and who judges it."""
+        packed = self._packed(encoded)
+        counts = torch.tensor([len(item["response_ids"]) for item in encoded])
+        packed[_GROUPS] = torch.repeat_interleave(torch.arange(len(encoded)), counts)
+        if self.head.people is not None:
+            known = {name: place for place, name in enumerate(self.head.people)}
+            people = torch.tensor([known.get(item[_ANNOTATOR], -1) for item in encoded])
+            packed[_PEOPLE] = people.repeat_interleave(counts)
+        return packed
+
     def forward(self, inputs: Inputs) -> ResponseScores:
         """Rewards of all responses of a packed batch, in the place of log-probabilities."""
-        states = self.last_states(inputs)
+        states, prompts = self._states(inputs)
         views = None
         if "views" in self._wanted:
             # The first view is the one that is rewarded; without dropout a second pass would only repeat it.
             views = torch.stack([states, self.last_states(inputs) if self.training else states], 1)
-        return ResponseScores(states @ self.head, inputs["response_lengths"], views=views)
+        groups = inputs.get(_GROUPS)
+        if groups is None:
+            # Packed without a comparison in sight: the responses to a prompt are those of one.
+            sizes = inputs["group_sizes"]
+            groups = torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)
+        found = self.head(HeadInputs(states, groups, prompts, inputs.get(_PEOPLE)))
+        return ResponseScores(found.rewards, inputs["response_lengths"], views=views, factors=found.factors)
 
     def last_states(self, inputs: Inputs) -> Float[Tensor, "responses dim"]:
-        """What the head reads: the last hidden state at the last token of each response."""
+        """What the head reads of responses: the last hidden state at the last token of each."""
+        return self._states(inputs)[0]
+
+    def _packed(self, encoded: Sequence[Encoded]) -> dict[str, Tensor]:
+        return super().collate(encoded)
+
+    def _states(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+        """What the head reads of responses and of their prompts."""
         with self._autocast():
-            states = self._trunks[id(self.policy)].last_states(inputs)
-        return states.float()
+            states, prompts = self._trunks[id(self.policy)].pooled(inputs, self.pooling, self._pad)
+        return states.float(), prompts.float()
+
+    def _own_head(self, width: int) -> Head:
+        return OwnHead(width, self._base.score)
 
     @property
     def width(self) -> int:
         """Size of the hidden states."""
-        return len(self.head)
+        return self.head.width
+
+    @property
+    def reads_people(self) -> bool:
+        """Whether responses are scored for the person who judges."""
+        return self.head.people is not None
+
+    def meet(self, people: Sequence[str]) -> None:
+        """Make room for people that are not known yet; see `prefkit.objectives.KnowsPeople`."""
+        self.head.meet(people)
+
+    def weight_groups(self) -> Groups:
+        """Weights of the head that have a learning rate of their own; see `prefkit.objectives.GroupsWeights`."""
+        return self.head.weight_groups()
 
     def reference(self, inputs: Inputs) -> ResponseScores:
         """A reward model has none.
@@ -131,22 +239,80 @@ class RewardScorer(PackedScorer):
             state: the module's full state, where this process holds only a shard of it.
         """
         super().save(folder, state)
-        head = self.head if state is None else state["head"]
-        save_file({_HEAD_NAME: head.detach().float().cpu().contiguous()}, folder / _HEAD_FILE)
-        about = {"format": _FORMAT, "kind": "reward", "pooling": "last_token", "dim": len(head)}
+        own = self.head.state_dict()
+        if state is not None:
+            own = {name: state[f"head.{name}"] for name in own}
+        if own:
+            weights = {name: part.detach().float().cpu().contiguous() for name, part in own.items()}
+            save_file(weights, folder / _HEAD_FILE)
+        about = {
+            "format": _FORMAT,
+            "kind": "reward",
+            "pooling": self.pooling,
+            "dim": self.head.width,
+            "head": None if isinstance(self.head, OwnHead) else self.head.options.model_dump(),
+            "people": self.head.people,
+        }
         (folder / REWARD_FILE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
     def _whole(self) -> bool:
         return True
 
-    def _check_width(self) -> None:
-        """Compare the head with the states themselves: not every backbone says how wide these are."""
+    def _probed_width(self) -> int:
+        """Look at the states themselves: not every backbone says how wide they are."""
         with torch.no_grad():
-            inputs = self.collate([{"prompt_ids": [[0]], "response_ids": [[0]]}])
+            inputs = self._packed([{"prompt_ids": [[0]], "response_ids": [[0]]}])
             inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
-            width = self._trunks[id(self.policy)].last_states(inputs).shape[1]
-        if width != len(self.head):
-            raise OptionError(f"the head takes states of width {len(self.head)}, the backbone's are {width} wide")
+            return int(self._states(inputs)[0].shape[1])
+
+
+class PairRewardScorer(RewardScorer):
+    """The same on a model that reads in both directions: an encoder, or a sequence classifier of one.
+
+    Prompt and response are two texts, joined as the tokenizer joins them. Each response is read with its own copy of
+    the prompt, since what the model makes of the prompt depends on the response. A head that reads prompts is told the
+    state of the prompt alone.
+    """
+
+    poolings = ("cls", "mean", "last_token")
+    lacking = frozenset({"views"})
+
+    def _make_encoder(self, options: EncodingOptions | None) -> Encoder:
+        return PairEncoder(self.tokenizer, positions_of(self._base), options)
+
+    def _make_trunk(self, shared: bool) -> PairTrunk:
+        if shared:
+            logger.warning(
+                f"{type(self._base).__name__} reads in both directions, so that a prompt cannot be shared between "
+                "responses: each is processed on its own"
+            )
+        assert isinstance(self.encoder, PairEncoder)
+        pad = self.tokenizer.pad_token_id
+        return PairTrunk(self._base, self.encoder.frame, 0 if pad is None else pad)
+
+    @property
+    def _reading(self) -> PairTrunk:
+        trunk: Any = self._trunks[id(self.policy)]
+        assert isinstance(trunk, PairTrunk)
+        return trunk
+
+    def _packed(self, encoded: Sequence[Encoded]) -> dict[str, Tensor]:
+        # The width is asked for before there is a head.
+        head = getattr(self, "head", None)
+        return self._reading.collate(encoded, isinstance(head, Head) and head.reads_prompts)
+
+    def _states(self, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+        if self._classifies:
+            with self._autocast():
+                logits: Tensor = self._base(**self._reading.arguments(inputs)).logits
+            return logits.float(), None
+        with self._autocast():
+            states, prompts = self._reading.pooled(inputs, self.pooling)
+        return states.float(), None if prompts is None else prompts.float()
+
+    def _own_head(self, width: int) -> Head:
+        # Between states and logits lie layers that only the classifier knows.
+        return OwnHead(width)
 
 
 _NO_REFERENCE = (
@@ -156,7 +322,9 @@ _NO_REFERENCE = (
 
 
 def load_reward(options: ModelOptions | str, encoding: EncodingOptions | None = None) -> RewardScorer:
-    """Load a reward model, or make one of a causal language model, with a head that says nothing yet.
+    """Load a reward model, or make one of a causal language model or an encoder, with a head that says nothing yet.
+
+    A sequence classifier with one label is a reward model, too: its logit is the reward.
 
     Args:
         options: see `ModelOptions`; a string stands for its `path`.
@@ -169,27 +337,75 @@ def load_reward(options: ModelOptions | str, encoding: EncodingOptions | None = 
         options = ModelOptions(path=options, kind="reward")
     if options.reference is not None:
         raise OptionError("model.reference does not apply to a reward model, which is compared with none")
-    head = _load_head(Path(resolve(options.path))) if is_reward_model(options.path) else None
-    return RewardScorer(
-        load_policy(options),
+    saved = _read_folder(Path(resolve(options.path))) if has_reward_file(options.path) else None
+    family = family_of(options)
+    if saved is not None or family.classifier:
+        for name in ("head", "pooling"):
+            if getattr(options, name) is not None:
+                raise OptionError(
+                    f"model.{name} is for a new reward model; '{options.path}' is one with its own: leave it out"
+                )
+    if family.classifier and options.trained != "all":
+        raise OptionError("model.trained does not apply to a classifier, whose head is part of it")
+    policy = load_policy(options)
+    if options.trained != "all":
+        policy.requires_grad_(False)
+    kind = PairRewardScorer if family.both_ways else RewardScorer
+    scorer = kind(
+        policy,
         load_tokenizer(options),
-        head,
+        options.head if saved is None else saved.head,
         encoding=encoding,
+        pooling=options.pooling if saved is None else saved.pooling,
         precision=options.precision,
         shared=options.shared_prompt,
     )
+    if options.trained == "people":
+        if not isinstance(scorer.head, IdealPointsHead):
+            raise OptionError(f"model.trained: people needs a head `ideal_points`, this one is `{scorer.head.kind}`")
+        scorer.head.freeze_tastes()
+    return scorer
 
 
-def _load_head(folder: Path) -> Tensor:
+class _Folder(NamedTuple):
+    """What the folder of a reward model says.
+
+    Args:
+        head: None for a classifier, which has its own.
+        pooling: None for a classifier.
+    """
+
+    head: Head | None
+    pooling: Pooling | None
+
+
+class _About(Options):
+    """The file by which a folder is known."""
+
+    format: Literal[1, 2]
+    kind: Literal["reward"]
+    pooling: Pooling
+    dim: int = Field(ge=1)
+    # Folders of the first format have a scalar head and do not say so.
+    head: HeadOptions | None = ScalarHeadOptions()
+    people: list[str] | None = None
+
+
+def _read_folder(folder: Path) -> _Folder:
+    path = folder / REWARD_FILE
     try:
-        about = json.loads((folder / REWARD_FILE).read_text(encoding="utf-8"))
-        head: Tensor = load_file(folder / _HEAD_FILE)[_HEAD_NAME]
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        about = _About.parse(json.loads(path.read_text(encoding="utf-8")), str(path))
+        if about.head is None:
+            return _Folder(None, None)
+        weights = load_file(folder / _HEAD_FILE)
+        head = make_head(about.head, len(weights["weight"]) if about.head.kind == "scalar" else about.dim)
+        head.meet(about.people or ())
+        head.load_state_dict(weights)
+    except OptionError as error:
+        raise OptionError(f"'{path}' is of a kind that this version does not know: {error}") from error
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
         raise OptionError(f"the head of reward model '{folder}' cannot be read: {error}") from error
-    known = isinstance(about, dict) and about.get("format") == _FORMAT and about.get("pooling") == "last_token"
-    if not known or head.ndim != 1:
-        raise OptionError(f"'{folder / REWARD_FILE}' is of a kind that this version does not know: {about}")
-    return head
+    return _Folder(head, about.pooling)
 
 
 def response_states(scorer: RewardScorer, comparison: Comparison) -> NDArray[np.float64]:
@@ -205,6 +421,22 @@ def response_states(scorer: RewardScorer, comparison: Comparison) -> NDArray[np.
     inputs = {name: tensor.to(scorer.device) for name, tensor in scorer.collate([scorer.encode(comparison)]).items()}
     with torch.no_grad():
         return np.asarray(scorer.last_states(inputs).double().cpu().numpy())
+
+
+def log_odds_table(scorer: RewardScorer, comparison: Comparison) -> NDArray[np.float64]:
+    """`[responses, responses]`, log-odds that the response of the row is preferred to that of the column.
+
+    Args:
+        scorer: a reward model; put it into evaluation mode first.
+        comparison: its responses are compared, its judgement is not looked at.
+
+    Raises:
+        RecordError: it cannot be encoded.
+    """
+    (scores,) = score_all(scorer, [scorer.encode(comparison)], batch_size=1)
+    rewards = scores.policy_logps.double()
+    odds = rewards[:, None] - rewards[None] if scores.factors is None else odds_among(scores.factors.double())
+    return np.asarray(odds.numpy())
 
 
 def annotate(

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -63,7 +63,7 @@ class PackedScorer(nn.Module):
         OptionError: the vocabularies of policy and tokenizer do not fit together.
     """
 
-    provided: ClassVar[frozenset[str]]
+    provided: frozenset[str]
     """What the scores can hold of what objectives need, see `prefkit.objectives.SCORED`."""
 
     def __init__(
@@ -79,14 +79,25 @@ class PackedScorer(nn.Module):
         self.policy = policy
         self.tokenizer, self.precision = tokenizer, precision
         self.config = policy.config
-        self.encoder = Encoder(tokenizer, getattr(self.config, "max_position_embeddings", None), encoding)
+        self.encoder = self._make_encoder(encoding)
         size, known = self.config.vocab_size, vocabulary_size(tokenizer)
         if known > size:
             raise OptionError(f"the tokenizer has {known} tokens, the model only {size}; they do not belong together")
         self._no_split_modules = getattr(_causal_lm(policy), "_no_split_modules", None)
-        self._trunks = {id(policy): Trunk(_causal_lm(policy), shared)}
+        self._trunks: dict[int, Trunk] = {id(policy): self._make_trunk(shared)}
         self._told = False
         self._wanted: frozenset[str] = frozenset()
+
+    def _make_encoder(self, options: EncodingOptions | None) -> Encoder:
+        return Encoder(self.tokenizer, getattr(self.config, "max_position_embeddings", None), options)
+
+    def _make_trunk(self, shared: bool) -> Any:
+        return Trunk(self._base, shared)
+
+    @property
+    def _base(self) -> PreTrainedModel:
+        """The policy without an adapter."""
+        return _causal_lm(self.policy)
 
     def provide(self, needs: frozenset[str]) -> None:
         """See `Scorer.provide`.
@@ -101,7 +112,7 @@ class PackedScorer(nn.Module):
         self._wanted = needs
         self.encoder.joint = "joint" in needs
 
-    kind: ClassVar[str]
+    kind: str
     """What messages call the scorer's model."""
 
     # -- encoding ---------------------------------------------------------------------------------------------------
@@ -439,11 +450,20 @@ class _Batch(NamedTuple):
 
 
 class Trunk:
-    """A causal language model, taken apart into the layers below the output layer and that layer."""
+    """A causal language model, taken apart into the layers below the output layer and that layer.
+
+    Args:
+        model: a causal language model, or a sequence classifier on the layers of one, which has no output layer.
+        share: process a prompt once for all its responses, where that gives the same numbers.
+
+    Attributes:
+        shared: whether it does.
+    """
 
     def __init__(self, model: PreTrainedModel, share: bool) -> None:
         self.decoder, self.head = model.get_decoder(), model.get_output_embeddings()
-        if self.head is None or self.decoder is model:
+        classifies = type(model).__name__.endswith("ForSequenceClassification")
+        if (self.head is None and not classifies) or self.decoder is model:
             raise OptionError(f"{type(model).__name__} is no causal language model with an output layer")
         config = model.config
         self.scale = float(
@@ -456,7 +476,7 @@ class Trunk:
         own = config._attn_implementation
         probe = _probe(config.vocab_size, next(model.parameters()).device)
         with torch.no_grad(), _evaluating(model):
-            expected = _own_logps(model, probe)
+            expected = self._probed(probe) if self.head is None else _own_logps(model, probe)
             if share and _can_share(model):
                 try:
                     model.set_attn_implementation(attention.IMPLEMENTATION)
@@ -490,15 +510,39 @@ class Trunk:
         for handle in handles:
             handle.remove()
 
-    def last_states(self, inputs: Inputs) -> Tensor:
-        """The state at the last token of each response of a whole row, `[responses, dim]`, without the output layer."""
+    def pooled(self, inputs: Inputs, pooling: str = "last_token", pad: int | None = None) -> tuple[Tensor, Tensor]:
+        """The state of each response of a whole row, and that at the end of its prompt, `[responses, dim]`.
+
+        The output layer is not computed.
+
+        Args:
+            inputs: the row.
+            pooling: the state at the `last_token` of a response, or the `mean` of those at all its tokens.
+            pad: a token at which no response ends, so that the last one before it is looked for.
+        """
         batch = self.batch(inputs)
         assert batch.held is None
-        return self.hidden(batch)[batch.own[inputs["response_lengths"].cumsum(0) - 1]]
+        hidden, lengths = self.hidden(batch), inputs["response_lengths"]
+        ends = lengths.cumsum(0)
+        prompts = hidden[batch.predictors[ends - lengths]]
+        if pooling == "mean":
+            owner = torch.repeat_interleave(torch.arange(len(lengths), device=hidden.device), lengths)
+            sums = hidden.new_zeros(len(lengths), hidden.shape[1]).index_add(0, owner, hidden[batch.own])
+            return sums / lengths[:, None], prompts
+        last = ends - 1
+        if pad is not None:
+            owner = torch.repeat_interleave(torch.arange(len(lengths), device=hidden.device), lengths)
+            places = torch.arange(len(owner), device=hidden.device).masked_fill(inputs["targets"] == pad, -1)
+            seen = torch.full_like(last, -1).scatter_reduce(0, owner, places, "amax")
+            last = torch.where(seen >= 0, seen, last)
+        return hidden[batch.own[last]], prompts
 
     def _probed(self, probe: Inputs) -> Tensor:
         batch = self.batch(probe)
-        return self.logps(self.hidden(batch), batch, probe["targets"])
+        hidden = self.hidden(batch)
+        if self.head is None:
+            return hidden[batch.predictors].float()
+        return self.logps(hidden, batch, probe["targets"])
 
     def batch(self, inputs: Inputs) -> _Batch:
         """A packed batch as this model's decoder takes it."""

@@ -46,7 +46,8 @@ class Objective(nn.Module, ABC, Generic[S]):
             "ratings", "kl" (mismatched responses). From the scorer: "reference", "tokens", and of single tokens
             "states", "layers", "token_kl", "steps"; "temporal_residual" (the policy's predictions are mixed into its
             inputs); "joint" (prompts of joint comparisons are scored with their responses); "rewards" (scores are a
-            reward model's rewards, not log-probabilities); "views" (states of two passes with different dropout).
+            reward model's rewards, not log-probabilities); "separate_rewards" (each response has one of its own, and
+            no pair is compared directly); "views" (states of two passes with different dropout).
         batch_mean: mean over the batch, for parts that need one; replaced by the mean over all processes where
             there are several.
     """
@@ -64,9 +65,16 @@ class Objective(nn.Module, ABC, Generic[S]):
         )
         self.needs: frozenset[str] = frozenset().union(*(part.needs for part in self._flat))
         self.stateful = tuple(part for part in self._flat if isinstance(part, Stateful))
+        if "rewards" in self.needs and not self.compares:
+            self.needs |= {"separate_rewards"}
         # Parts that stand alone in their role are attributes; a weight that has two names cannot be saved.
         terms = [part for value in self.parts.values() if isinstance(value, tuple) for part in value]
         self.terms = nn.ModuleList([part for part in terms if isinstance(part, nn.Module)])
+
+    @property
+    def compares(self) -> bool:
+        """Whether the log-odds of a pair will do in the place of a reward of each response."""
+        return False
 
     if TYPE_CHECKING:
 
@@ -224,6 +232,12 @@ class PairObjective(Objective[PairScores]):
             )
         self._check_link()
 
+    @property
+    def compares(self) -> bool:
+        """See `Objective.compares`: of a model's own scores the link needs the difference alone."""
+        reward, link = self.parts["reward"], self.parts["link"]
+        return reward.name == "score" and "rejected" not in link.takes
+
     def losses(self, scores: PairScores) -> Float[Tensor, " batch"]:
         """See `Objective.losses`.
 
@@ -312,8 +326,11 @@ class PairObjective(Objective[PairScores]):
 
     def pair_loss(self, scores: PairScores) -> Float[Tensor, " batch"]:
         """The loss of the pairs as if every label were right: neither noise, soft labels nor weights."""
-        chosen, rejected = self._rewards(scores)
-        rewards = (chosen, rejected) if "rejected" in self.link.takes else (chosen - rejected,)
+        if scores.odds is not None and self.compares:
+            rewards: tuple[Tensor, ...] = (scores.odds,)
+        else:
+            chosen, rejected = self._rewards(scores)
+            rewards = (chosen, rejected) if "rejected" in self.link.takes else (chosen - rejected,)
         losses = self.link(*rewards, *self.read(self.link, scores, leave=("chosen", "rejected")))
         for regulariser in self.regularisers:
             losses = losses + regulariser(*self.read(regulariser, scores))
@@ -323,6 +340,10 @@ class PairObjective(Objective[PairScores]):
         """Implicit rewards of chosen and rejected responses, times beta, detached."""
         assert isinstance(scores, PairScores)
         beta = self.link.values.get("beta", 1.0)
+        if scores.odds is not None and self.compares:
+            # Half of the log-odds each, which is what mean log-odds against both come to.
+            half = beta * scores.odds.detach() / 2
+            return half, -half
         with torch.no_grad():
             chosen, rejected = self._rewards(scores)
         return beta * chosen.detach(), beta * rejected.detach()

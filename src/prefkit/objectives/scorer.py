@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from prefkit.comparisons import Comparison
 from prefkit.errors import RecordError
@@ -30,7 +30,10 @@ processes."""
 
 
 SCORED = frozenset(
-    {"tokens", "states", "predictors", "layers", "token_kl", "temporal_residual", "steps", "joint", "rewards", "views"}
+    {
+        *("tokens", "states", "predictors", "layers", "token_kl", "temporal_residual", "steps", "joint"),
+        *("rewards", "separate_rewards", "views"),
+    }
 )
 """What objectives need that only a scorer can give; see `Objective.needs`."""
 
@@ -176,6 +179,32 @@ class DrawsNoise(Protocol):
         ...
 
 
+@runtime_checkable
+class KnowsPeople(Protocol):
+    """A scorer that scores responses for the person who judges them.
+
+    What it encodes says who that is. Each comparison that it is trained on then has to name its annotator.
+    """
+
+    @property
+    def reads_people(self) -> bool:
+        """Whether it asks who judges."""
+        ...
+
+    def meet(self, people: Sequence[str]) -> None:
+        """Make room for people that are not known yet, before training; the others stay as they are."""
+        ...
+
+
+@runtime_checkable
+class GroupsWeights(Protocol):
+    """A scorer some of whose weights the optimizer treats in a way of their own."""
+
+    def weight_groups(self) -> list[tuple[Mapping[str, float], list[nn.Parameter]]]:
+        """These weights in groups, and how each is to be treated ("lr", "weight_decay")."""
+        ...
+
+
 def encode_all(
     scorer: Scorer, comparisons: Iterable[Comparison], skipped: list[RecordError] | None = None
 ) -> Iterator[tuple[Comparison, Encoded]]:
@@ -224,4 +253,5 @@ def score_all(
             scores.policy_logps.float().cpu(),
             scores.lengths.cpu(),
             tokens=tokens and TokenScores(tokens.policy_logps.float().cpu(), tokens.response.cpu()),
+            factors=None if scores.factors is None else scores.factors.float().cpu(),
         )

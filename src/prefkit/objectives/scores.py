@@ -130,6 +130,9 @@ class ResponseScores:
         ref_logps: the same as `policy_logps` under the frozen reference; None if the objective asks for no reference.
         tokens: scores of single tokens; None unless the objective asks for them.
         views: last hidden states of two forward passes with different dropout; None unless the objective asks for them.
+        factors: of a model that compares responses instead of rewarding each: the inner product of one's first vector
+            with another's second are the log-odds that the former is preferred. `policy_logps` are then the mean
+            log-odds against all candidates.
     """
 
     policy_logps: Float[Tensor, " responses"]
@@ -137,6 +140,7 @@ class ResponseScores:
     ref_logps: Float[Tensor, " responses"] | None = None
     tokens: TokenScores | None = None
     views: Float[Tensor, "responses 2 dim"] | None = None
+    factors: Float[Tensor, "responses 2 dim"] | None = None
 
 
 # A forward pass returns these: FSDP2 has to find the tensors inside to hook their gradients.
@@ -166,6 +170,7 @@ class PairScores:
         rejected_views: the same of the rejected responses.
         companions: further texts that belong to the pairs, one group for each auxiliary part of the objective, groups
             at the end that are empty left out; None if no part asks for any.
+        odds: log-odds that the chosen response is preferred, by a model that compares the two; None if it scores each.
     """
 
     policy_chosen_logps: Float[Tensor, " batch"]
@@ -184,6 +189,7 @@ class PairScores:
     chosen_views: Float[Tensor, "batch 2 dim"] | None = None
     rejected_views: Float[Tensor, "batch 2 dim"] | None = None
     companions: tuple[Companions, ...] | None = None
+    odds: Float[Tensor, " batch"] | None = None
     # What a reward whose gradient depends on the side is told of it.
     chosen_side: ClassVar[str] = "chosen"
     rejected_side: ClassVar[str] = "rejected"
@@ -191,8 +197,8 @@ class PairScores:
     def swapped(self) -> Self:
         """The same pairs with the roles of the two responses exchanged.
 
-        Log-probabilities, reference, lengths and tokens are; what was said of the pair (strength, annotator, a reward
-        model's margin) stays as it is.
+        Log-probabilities, reference, lengths and tokens are, and log-odds change their sign; what was said of the pair
+        (strength, annotator, a reward model's margin) stays as it is.
         """
         return replace(
             self,
@@ -206,6 +212,7 @@ class PairScores:
             rejected_tokens=self.chosen_tokens,
             chosen_views=self.rejected_views,
             rejected_views=self.chosen_views,
+            odds=None if self.odds is None else -self.odds,
         )
 
 
@@ -347,6 +354,7 @@ class Targets:
                     chosen_views=None if scores.views is None else scores.views[chosen],
                     rejected_views=None if scores.views is None else scores.views[rejected],
                     companions=self._companions(scores),
+                    odds=None if scores.factors is None else pair_odds(scores.factors, chosen, rejected),
                 )
             case "lists":
                 mask = self.index >= 0
@@ -406,6 +414,20 @@ class Targets:
                 )
             )
         return tuple(found)
+
+
+def pair_odds(
+    factors: Float[Tensor, "responses 2 dim"], first: Int[Tensor, " pairs"], second: Int[Tensor, " pairs"]
+) -> Float[Tensor, " pairs"]:
+    """Log-odds that the first response of each pair is preferred to the second, see `ResponseScores.factors`."""
+    return (factors[first, 0] * factors[second, 1]).sum(1)
+
+
+def odds_among(factors: Float[Tensor, "responses 2 dim"]) -> Float[Tensor, "responses responses"]:
+    """Log-odds that the response of the row is preferred to that of the column, see `ResponseScores.factors`."""
+    odds = factors[:, 0] @ factors[:, 1].T
+    # Rounding of the product must not make a response prefer itself.
+    return (odds - odds.T) / 2
 
 
 def _pooled(scores: ResponseScores, responses: Tensor) -> tuple[Tensor | None, Tensor | None]:

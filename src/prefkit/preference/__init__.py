@@ -18,6 +18,7 @@ from prefkit.preference.general import (
     CandidateScores,
     block_embeddings,
     candidate_scores,
+    comparison_factors,
     duality_gap,
     embeddings_from_scores,
     gate,
@@ -57,7 +58,7 @@ from prefkit.preference.linear import BradleyTerry, PlackettLuce, StrengthModel,
 from prefkit.preference.named import NamedComparisons, named_comparisons
 from prefkit.preference.network import FeedforwardReward, feedforward_scores
 from prefkit.preference.networks import GeneralPreference, NetworkModel, RewardNetwork
-from prefkit.preference.population import HeldOut, IdealPoints, Projector, choose_prototypes
+from prefkit.preference.population import HeldOut, IdealPoints, IdealSpace, Projector, choose_prototypes
 from prefkit.preference.storage import load_preference_model, save_preference_model
 from prefkit.preference.wrappers import Calibrated, Ensemble, fit_temperature
 
@@ -79,6 +80,7 @@ __all__ = [
     "GeneralPreference",
     "HeldOut",
     "IdealPoints",
+    "IdealSpace",
     "InferredContext",
     "Leaderboard",
     "MarginalPreference",
@@ -99,6 +101,7 @@ __all__ = [
     "candidate_scores",
     "check_mixture",
     "choose_prototypes",
+    "comparison_factors",
     "cyclicity",
     "decomposition_bound",
     "distance_score",

@@ -26,6 +26,9 @@ from torch import Tensor
 
 from prefkit.errors import OptionError, PrefkitError
 
+LEARNED_START = -2.25
+"""Where a learned temperature starts, as an argument of `learned_temperature`: at 0.1, as in the authors' code."""
+
 TOLERANCE = 1e-6
 """By how much a table of scores may miss being skew-symmetric, relative to its largest entry."""
 
@@ -208,6 +211,28 @@ def score_table(
     """s(i > j) of every two embeddings, as one product of matrices."""
     check_dimension(embeddings.shape[-1])
     return _turned(embeddings, eigenvalues) @ embeddings.T
+
+
+def comparison_factors(
+    embeddings: Float[Tensor, "*batch dim"],
+    eigenvalues: Float[Tensor, "*batch k"] | None = None,
+    *,
+    tau: float | Tensor = 0.1,
+) -> Float[Tensor, "*batch 2 dim"]:
+    """Two vectors of each response: the first of i times the second of j is s(i > j) / tau.
+
+    K responses are compared with one another, or with the mean of all, from K of them.
+
+    Args:
+        embeddings: one a response.
+        eigenvalues: of each response's prompt.
+        tau: temperature, greater than 0.
+
+    Raises:
+        OptionError: the temperature is not positive, or the dimension is odd.
+    """
+    check_dimension(embeddings.shape[-1])
+    return torch.stack([_turned(embeddings, eigenvalues) / _temperature(tau), embeddings], dim=-2)
 
 
 def embeddings_from_scores(table: Float[Tensor, "n n"]) -> Float[Tensor, "n dim"]:

@@ -94,26 +94,48 @@ class Projector(nn.Module):
         return found
 
 
-class _Points(nn.Module):
-    """Projector, prototypes and factor of cosines: all that people share."""
+class IdealSpace(nn.Module):
+    """Projector, prototypes and factor of cosines: all that people share; see `IdealPoints` for what the options mean.
 
-    def __init__(self, model: IdealPoints, inputs: int, prompt_features: int | None) -> None:
+    Args:
+        inputs: number of features of an option.
+        prototypes: K.
+        prompt_features: number of features of a prompt, where prototypes are functions of it (variant B).
+        mixing: how a person's point is made of the prototypes.
+        score: what of an option and a point is compared.
+        projector: see `Projector`.
+        width: of the latent space; None for the number of features.
+
+    Raises:
+        OptionError: the projector has an unknown form.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        prototypes: int,
+        *,
+        prompt_features: int | None = None,
+        mixing: Mixing = "f(Pw)",
+        score: Score = "dist",
+        projector: str = "mlp0",
+        width: int | None = None,
+    ) -> None:
         super().__init__()
-        width = model.width or inputs
-        self.mixing, self.kind = model.mixing, model._score_type
-        self.project = Projector(model.projector, inputs, width)
-        if model.variant == "B":
-            assert prompt_features is not None
-            own = [Projector(model.projector, prompt_features, width) for _ in range(model.prototypes)]
+        width = width or inputs
+        self.mixing, self.kind = mixing, score
+        self.project = Projector(projector, inputs, width)
+        if prompt_features is not None:
+            own = [Projector(projector, prompt_features, width) for _ in range(prototypes)]
             self.of_prompt: nn.ModuleList | None = nn.ModuleList(own)
         else:
             self.of_prompt = None
-            size = width if model.mixing == "Pw" and self.kind != "norm" else inputs
-            self.prototypes = nn.Parameter(F.normalize(torch.randn(model.prototypes, size), dim=1))
-        self.log_scale = nn.Parameter(torch.tensor(LOG_SCALE)) if model._score_type == "angle" else None
+            size = width if mixing == "Pw" and score != "norm" else inputs
+            self.prototypes = nn.Parameter(F.normalize(torch.randn(prototypes, size), dim=1))
+        self.log_scale = nn.Parameter(torch.tensor(LOG_SCALE)) if score == "angle" else None
 
     def points(self, weights: Tensor, prompts: Tensor | None) -> Tensor:
-        """`[n, width]`, ideal points."""
+        """`[n, width]`, ideal points for weights `[n, K]` of the prototypes, and in variant B for prompts."""
         if self.of_prompt is not None:
             return mix_prompt_points(weights, torch.stack([own(prompts) for own in self.of_prompt], dim=1))
         mixed: Tensor = self.prototypes
@@ -474,7 +496,7 @@ class IdealPoints(PreferenceModel):
         return self.loss or ("hinge" if self.variant == "A" else "logistic")
 
     @property
-    def _shared(self) -> _Points:
+    def _shared(self) -> IdealSpace:
         return self.module_.shared
 
     @property
@@ -482,7 +504,16 @@ class IdealPoints(PreferenceModel):
         return self.module_.logits
 
     def _build(self, people: int) -> _Population:
-        return _Population(_Points(self, self.n_features_in_, self.n_prompt_features_), people, self.prototypes)
+        shared = IdealSpace(
+            self.n_features_in_,
+            self.prototypes,
+            prompt_features=self.n_prompt_features_,
+            mixing=self.mixing,
+            score=self._score_type,
+            projector=self.projector,
+            width=self.width,
+        )
+        return _Population(shared, people, self.prototypes)
 
     def _data(
         self, X: Any, y: ArrayLike | None, sample_weight: ArrayLike | None
@@ -610,7 +641,7 @@ class IdealPoints(PreferenceModel):
 class _Population(nn.Module):
     """What all share, and the logits of each person's weights."""
 
-    def __init__(self, shared: _Points, people: int, prototypes: int) -> None:
+    def __init__(self, shared: IdealSpace, people: int, prototypes: int) -> None:
         super().__init__()
         self.shared = shared
         self.logits = nn.Parameter(torch.randn(people, prototypes))

@@ -224,7 +224,8 @@ def saved_model(options: ModelOptions, folder: Path) -> ModelOptions:
     """How to load what a run of these options has saved, with the reference that it was compared with."""
     # A saved adapter brings its reference along: the model below it.
     reference = options.reference or (None if options.lora or options.kind == "reward" else options.path)
-    return options.model_copy(update={"path": str(folder), "lora": None, "reference": reference})
+    made = {"head": None, "pooling": None, "trained": "all"}  # what the folder says itself
+    return options.model_copy(update={"path": str(folder), "lora": None, "reference": reference, **made})
 
 
 def check_kind(options: ModelOptions, objective: Objective[Any]) -> None:

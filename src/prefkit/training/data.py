@@ -39,7 +39,7 @@ from prefkit.training.targets import (
     collate_entries,
 )
 
-_FORMAT = "2"
+_FORMAT = "3"
 """Part of every cache key; changes with the layout of the files."""
 
 _ENTRY = "_entry"
@@ -281,7 +281,7 @@ def _write_entries(
                 for name in said:
                     said[name] = said[name] or any(value != 1.0 for value in entries.get(name, ()))
                 content.update(json.dumps(entries).encode())
-                seen = (chosen.prompts, chosen.responses, chosen.steps, chosen.extra)
+                seen = (chosen.prompts, chosen.responses, chosen.steps, chosen.extra, chosen.annotator)
                 responses.update(json.dumps(seen, default=repr).encode())
         path = cache / f"entries-{content.hexdigest()[:32]}.arrow"
         # The name says what is inside: a file of this name, which another run may be reading, is as good as this one.

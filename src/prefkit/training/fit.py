@@ -20,7 +20,7 @@ from transformers import TrainingArguments
 
 from prefkit.comparisons import Comparison
 from prefkit.errors import OptionError
-from prefkit.objectives import SCORED, DrawsNoise, Objective, PairObjective, Scorer
+from prefkit.objectives import SCORED, DrawsNoise, KnowsPeople, Objective, PairObjective, Scorer
 from prefkit.training import checkpoints, processes
 from prefkit.training.data import TrainingData, prepare
 from prefkit.training.memory import steady_memory
@@ -110,12 +110,14 @@ def fit(
     objective.to(arguments.device)
     objective.batch_mean = processes.mean
 
+    personal = scorer if isinstance(scorer, KnowsPeople) and scorer.reads_people else None
+
     def load(source: Iterable[Comparison], annotators: Sequence[str] = ()) -> TrainingData:
         data = prepare(
             scorer,
             source,
             form=objective.form,
-            needs=objective.needs,
+            needs=objective.needs | ({"annotators"} if personal is not None else set()),
             pairing=pairing,
             accompany=objective.accompany if isinstance(objective, PairObjective) and objective.accompanied else None,
             annotators=annotators,
@@ -138,6 +140,8 @@ def fit(
     with explaining(folder, "free some space, or choose another cache"):
         data = load(comparisons)
         held_out = load(evaluation, data.annotators) if evaluation is not None else None
+    if personal is not None:
+        personal.meet(data.annotators)
     objective.prepare((held_out or data).annotators, processes.total)
     objective.to(arguments.device)
     keys = {"training": data.content} | ({"evaluation": held_out.content} if held_out is not None else {})

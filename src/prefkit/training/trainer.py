@@ -34,7 +34,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_utils import EvalLoopOutput
 
 from prefkit.errors import PrefkitError
-from prefkit.objectives import SCORED, DrawsNoise, Objective, ResponseScores, Scorer
+from prefkit.objectives import SCORED, DrawsNoise, GroupsWeights, Objective, ResponseScores, Scorer
 from prefkit.training import checkpoints, processes
 from prefkit.training.data import Batch, Batches, TrainingData
 from prefkit.training.metrics import Meter, measure
@@ -245,6 +245,13 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is untyp
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer of the scorer's weights and of those that the objective trains."""
         optimizer: torch.optim.Optimizer = super().create_optimizer(*(() if model is None else (model,)))
+        if isinstance(self.scorer, GroupsWeights):
+            for options, weights in self.scorer.weight_groups():
+                own = {id(weight) for weight in weights}
+                for group in optimizer.param_groups:
+                    group["params"] = [weight for weight in group["params"] if id(weight) not in own]
+                if trained := [weight for weight in weights if weight.requires_grad]:
+                    optimizer.add_param_group({"params": trained, **options})
         known = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
         for options, weights in self.objective.weight_groups():
             if weights and id(weights[0]) not in known:
