@@ -93,7 +93,7 @@ def scored(
 ) -> tuple[float, list[float]]:
     """Seconds of scoring encoded comparisons, and the first scores."""
     if isinstance(scorer, RewardScorer):  # a head of zeros would score everything alike
-        torch.nn.init.normal_(scorer.head, generator=torch.Generator().manual_seed(0))
+        torch.nn.init.normal_(scorer.head.weight, generator=torch.Generator().manual_seed(0))
     encoded = [item for _, item in encode_all(scorer.eval(), comparisons)]
     begun = time.perf_counter()
     found = torch.cat([scores.policy_logps for scores in score_all(scorer, encoded, batch_size=batch)])
