@@ -161,3 +161,69 @@ def test_a_classifier_from_elsewhere_scores_and_is_measured(style: str, tmp_path
     shown = prefkit("evaluate", folder, tmp_path / "pairs.jsonl")
     assert shown.exit_code == 0, shown.output
     assert "ranking accuracy" in shown.output
+
+
+def test_an_ensemble_with_a_temperature(pairs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    settings = ("model.ensemble=3", "calibrate=true", "data.held_out=0.5", "training.learning_rate=1e-3")
+    shown = train(pairs, folder, *settings, "training.max_steps=4")
+    assert shown.exit_code == 0, shown.output
+    assert "before the temperature" in shown.output
+    page = json.loads((folder / "report.json").read_text())
+    (section,) = [each for each in page["sections"] if each["heading"] == "Calibration"]
+    assert len(section["parts"]) == 3
+    temperature = json.loads((folder / "model" / "reward.json").read_text())["temperature"]
+    assert temperature not in (0.0, 1.0)
+
+    scores = tmp_path / "scores.jsonl"
+    shown = prefkit("score", folder / "model", pairs, "--output", scores)
+    assert shown.exit_code == 0, shown.output
+    scorer = load_reward(str(folder / "model")).eval()
+    records = list(load_comparisons(pairs))
+    for line, record in zip(map(json.loads, scores.read_text().splitlines()), records, strict=True):
+        with torch.no_grad():
+            members = scorer(scorer.collate([scorer.encode(record)])).members
+        centred = members - members.mean(0)
+        assert [found["reward"] for found in line["responses"]] == pytest.approx(members.mean(1).tolist(), abs=1e-4)
+        assert [found["spread"] for found in line["responses"]] == pytest.approx(centred.std(1).tolist(), abs=1e-4)
+
+    shown = prefkit(
+        *("evaluate", folder / "model", pairs),
+        *("--output", tmp_path / "figures.json", "--report", tmp_path / "page.html"),
+    )
+    assert shown.exit_code == 0, shown.output
+    assert "before the temperature" in shown.output
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["calibration"]["rows"][0][0] == "expected calibration error"
+    assert (tmp_path / "page.html").read_text().count("<svg") >= 2
+
+
+def test_samples_with_dropout(pairs: Path, tmp_path: Path) -> None:
+    # The head starts from 0, so the adapter has no gradient in the first step.
+    settings = ("model.lora.rank=2", "model.lora.dropout=0.2", "training.learning_rate=1e-2", "training.max_steps=5")
+    assert train(pairs, tmp_path / "run", *settings).exit_code == 0
+    found = []
+    for seed in (0, 0, 1):
+        scores = tmp_path / "scores.jsonl"
+        how = ("--samples", 3, "--seed", seed, "--output", scores, "--limit", 2)
+        shown = prefkit("score", tmp_path / "run" / "model", pairs, *how)
+        assert shown.exit_code == 0, shown.output
+        found.append(scores.read_text())
+    assert found[0] == found[1] != found[2]
+    assert all(r["spread"] > 0 for line in map(json.loads, found[0].splitlines()) for r in line["responses"])
+
+
+def test_uncertainty_that_does_not_apply_is_refused(run: Path, pairs: Path, tmp_path: Path) -> None:
+    def refused(*arguments: object) -> str:
+        return str(prefkit(*arguments).exception)
+
+    out = ("--output", tmp_path / "scores.jsonl")
+    assert "--samples is for reward models" in refused("score", "builtin", pairs, "--samples", 3, *out)
+    assert "the model has no dropout" in refused("score", run / "model", pairs, "--samples", 3, *out)
+    assert "--report is for reward and preference models" in refused(
+        "evaluate", "builtin", pairs, "--report", tmp_path / "r.html"
+    )
+    assert "calibrate is for reward models" in str(train(pairs, tmp_path / "a", "calibrate=true").exception)
+    assert "calibrate is for reward models" in str(
+        train(pairs, tmp_path / "b", "calibrate=true", "data.held_out=0.4", "model.kind=lm").exception
+    )

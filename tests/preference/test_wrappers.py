@@ -1,10 +1,21 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from prefkit.errors import OptionError, PrefkitError
-from prefkit.preference import BradleyTerry, Calibrated, Ensemble, RewardNetwork, fit_temperature
+from prefkit.preference import (
+    BradleyTerry,
+    Calibrated,
+    Ensemble,
+    RewardNetwork,
+    cross_fitted_temperature,
+    fit_temperature,
+    load_preference_model,
+    save_preference_model,
+)
 
 
 def data(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -85,3 +96,33 @@ def test_bad_input_is_refused() -> None:
         Calibrated(BradleyTerry(ties="davidson", ridge=0.1)).fit(X, y)
     with pytest.raises(PrefkitError, match="leaves one of the two parts empty"):
         Calibrated(BradleyTerry(), held_out=0.1).fit(X, y, groups=np.arange(20) % 2)
+
+
+def test_a_temperature_is_tested_on_the_other_half() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=4000)
+    y = (rng.random(4000) < 1 / (1 + np.exp(-truth))).astype(float)
+    groups = np.arange(4000) // 4
+    found = cross_fitted_temperature(3 * truth, y, groups=groups, seed=1)
+    assert found.value == pytest.approx(fit_temperature(3 * truth, y))
+    assert found.value == pytest.approx(3, rel=0.1)
+    half = np.isin(groups, np.random.default_rng(1).permutation(1000)[:500])
+    for part in (half, ~half):
+        other = fit_temperature(3 * truth[~part], y[~part])
+        np.testing.assert_allclose(found.log_odds[part], 3 * truth[part] / other)
+    with pytest.raises(PrefkitError, match="1 is too few"):
+        cross_fitted_temperature([1.0, 2.0], groups=["a", "a"])
+
+
+def test_a_temperature_around_a_fitted_model(tmp_path: Path) -> None:
+    X = np.random.default_rng(0).normal(size=(60, 2, 3))
+    model = BradleyTerry(ridge=1.0).fit(X, X[:, 0, 0] > X[:, 1, 0])
+    calibrated = Calibrated.around(model, 2.5)
+    np.testing.assert_allclose(calibrated.decision_function(X) * 2.5, model.decision_function(X))
+    save_preference_model(calibrated, tmp_path)
+    np.testing.assert_allclose(load_preference_model(tmp_path).predict_proba(X), calibrated.predict_proba(X))
+    with pytest.raises(OptionError, match="temperature must be greater than 0, got 0"):
+        Calibrated.around(model, 0)
+    ties = BradleyTerry(ties="davidson").fit([["a", "b"], ["b", "a"], ["a", "b"]], [1, 1, 0.5])
+    with pytest.raises(OptionError, match="without ties as an outcome"):
+        Calibrated.around(ties, 1.0)

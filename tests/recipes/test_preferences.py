@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from prefkit.cli import app
 from prefkit.comparisons import Comparison, Ratings
 from prefkit.errors import OptionError, PrefkitError, RecordError
+from prefkit.preference import Calibrated
 from prefkit.recipes import find_recipe
 from prefkit.recipes.preferences import (
     FeatureOptions,
@@ -77,7 +78,7 @@ def test_models_of_words_generalise_to_new_prompts_and_are_saved(
     assert held_out(result.table, "chance")[0].mean == pytest.approx(-np.log(2))
     assert result.report.exists()
     record = Comparison(("question 3",), ("a kind answer", "a rude answer", "a clear answer"), Ratings((2.0, 1.0, 2.0)))
-    ((_, rewards),) = preference_rewards(result.model, [record], [])
+    ((_, rewards, _),) = preference_rewards(result.model, [record], [])
     assert min(rewards[0], rewards[2]) > rewards[1]
     assert evaluate_preference(result.model, [record]).accuracy.mean == 1.0
 
@@ -188,3 +189,50 @@ def test_commands_train_score_and_evaluate(file: Path, tmp_path: Path) -> None:
     (run / "model" / "features.json").write_text("{}")
     with pytest.raises(PrefkitError, match="the features of the preference model cannot be read"):
         prefkit("evaluate", run / "model", file)
+
+
+@pytest.mark.parametrize("estimator", ["bradley_terry", "ideal_points"])
+def test_an_ensemble_with_a_temperature(estimator: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "pairs.jsonl", annotator=lambda row: f"p{row % 3}")
+    more = {"loss": "logistic", "steps": 40} if estimator == "ideal_points" else {}
+    model = {"estimator": estimator, "ensemble": 3, **more}
+    result = run_preference(config(file, tmp_path / "run", model, calibrate=True, features={"size": 20}))
+    fitted, featuriser = load_preference(result.model)
+    assert isinstance(fitted, Calibrated)
+    assert len(fitted.estimator_.members_) == 3
+    assert result.uncalibrated is not None
+    assert held_out(result.table, f"{estimator}, calibrated")[0].mean == pytest.approx(
+        result.calibration.log_likelihood.mean, abs=1e-9
+    )
+    records = [Comparison.pair("question 1", "a kind answer", "a rude answer", annotator="p1")]
+    ((_, rewards, spread),) = preference_rewards(result.model, records, [])
+    assert spread is not None
+    X = featuriser.of(records[0])[None]
+    given = {"annotators": ["p1"]} if estimator == "ideal_points" else {}
+    each = np.array([member.decision_function(X, **given)[0] for member in fitted.estimator_.members_])
+    # Two responses: half of the log-odds each.
+    assert spread == pytest.approx([each.std(ddof=1) / 2 / fitted.temperature_] * 2)
+    assert rewards[0] == pytest.approx(fitted.decision_function(X, **given)[0] / 2)
+    measured = evaluate_preference(result.model, [*records, *records])
+    assert measured.uncalibrated is not None
+    assert len(measured.plots()) == 2
+    assert "without the temperature: expected calibration error" in [row[0] for row in measured.table().rows]
+
+
+@pytest.mark.parametrize("members", [1, 2.5, True])
+def test_an_ensemble_has_members(members: Any, file: Path, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=r"ensemble must be a number of fits, at least 2"):
+        config(file, tmp_path / "run", {"ensemble": members})
+
+
+def test_commands_write_spread_and_reliability(file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    setting = ("--set", "model.kind=preference", "--set", "model.ensemble=2", "--set", "calibrate=true")
+    shown = prefkit("train", "--data", file, "--output", run, *setting)
+    assert "before the temperature" in shown.output
+    scores, page = tmp_path / "scores.jsonl", tmp_path / "page.html"
+    prefkit("score", run / "model", file, "--output", scores)
+    line = json.loads(scores.read_text().splitlines()[0])
+    assert all(response["spread"] > 0 for response in line["responses"])
+    prefkit("evaluate", run / "model", file, "--report", page)
+    assert page.read_text().count("<svg") >= 2

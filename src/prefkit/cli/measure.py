@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from itertools import islice
@@ -18,10 +18,11 @@ from prefkit.errors import OptionError, RecordError
 
 if TYPE_CHECKING:
     from prefkit.comparisons import BadRow, Comparison, Comparisons
-    from prefkit.diagnostics import ContextUse, Ranked, Ranker, Scored, StyleUse
+    from prefkit.diagnostics import ContextUse, Evaluation, Ranked, Ranker, Scored, StyleUse
     from prefkit.diffusion import DiffusionScorer
     from prefkit.language import FollowupScorer, LanguageScorer, RewardScorer
     from prefkit.preference import DomainReward
+    from prefkit.report import Plot, Table
 
 
 class Measured(StrEnum):
@@ -66,6 +67,10 @@ def score(
         typer.Option(help="Also write the comparisons themselves, with the reward model's `rewards`, to this file."),
     ] = None,
     followups: Followups = None,
+    samples: Annotated[
+        int | None, typer.Option(min=2, help="Reward models: passes with dropout, for the spread of rewards.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the dropout.")] = 0,
     batch_size: BatchSize = 8,
     max_length: MaxLength = None,
     precision: Precision = "fp32",
@@ -74,9 +79,10 @@ def score(
     """Write the log-probability of every response: summed, per token, and the number of tokens.
 
     Of a reward model it is the reward of every response, and the number of tokens; of one that compares responses the
-    mean log-odds against all of its comparison, and `odds`, those against each. With --followups it is the reward
-    that the likelihood of follow-ups gives, in all and in each category. Of a pipeline of diffusers it is minus half
-    the denoising error of every image, a mean over draws.
+    mean log-odds against all of its comparison, and `odds`, those against each. An ensemble, or any model with dropout
+    and --samples, adds the `spread` of each reward, its standard deviation within the comparison. With --followups it
+    is the reward that the likelihood of follow-ups gives, in all and in each category. Of a pipeline of diffusers it is
+    minus half the denoising error of every image, a mean over draws.
 
     Examples:
 
@@ -94,10 +100,15 @@ def score(
     if is_preference_model(model):
         if tokens:
             raise OptionError("--tokens does not apply: a preference model scores whole responses")
+        if samples is not None:
+            raise OptionError("--samples is for reward models; a preference model with model.ensemble has a spread")
         _score_preferences(model, file, output, rewards_into, data_format, limit)
         return
     images = is_pipeline(model)
-    scorer = load_pipeline(model).eval() if images else _scorer(model, None, max_length, precision)
+    dropout = samples is not None
+    scorer = load_pipeline(model).eval() if images else _scorer(model, None, max_length, precision, dropout=dropout)
+    if dropout and (not isinstance(scorer, RewardScorer) or followups is not None):
+        raise OptionError("--samples is for reward models")
     rewarder = None
     if followups is not None:
         if not isinstance(scorer, LanguageScorer | RewardScorer):
@@ -117,7 +128,7 @@ def score(
         with output.open("w", encoding="utf-8") as out, Progress(transient=True) as progress:
             task = progress.add_task("scoring", total=None)
             lines = (
-                _scored(scorer, comparisons, batch_size, tokens, skipped)
+                _scored(scorer, comparisons, batch_size, tokens, skipped, samples, seed)
                 if rewarder is None
                 else _followed_up(rewarder, comparisons, skipped)
             )
@@ -167,6 +178,12 @@ def evaluate(
     tie_margin: Annotated[float, typer.Option(min=0, help="With --benchmark pandalm: margins that are ties.")] = 0.0,
     too_long: Annotated[TooLong, typer.Option(help="What happens to texts beyond the context.")] = TooLong.SKIP,
     output: Annotated[Path | None, typer.Option(help="Also write the figures to this JSON file.")] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            help="Reward and preference models: also write a page with the reliability plots, such as r.html."
+        ),
+    ] = None,
     pairs: Annotated[Path | None, typer.Option(help="Also write one row a pair to this CSV file.")] = None,
     batch_size: BatchSize = 8,
     max_length: MaxLength = None,
@@ -185,8 +202,8 @@ def evaluate(
     Ranking accuracy, summed and per token; with a reference also the accuracy and margin of the implicit reward and
     the changes of chosen and rejected log-probabilities; all with 95% intervals over prompts.
 
-    Of a reward model it is the accuracy with which its rewards rank; of a preference model log-likelihood, accuracy and
-    calibration.
+    Of a reward model it is the accuracy with which its rewards rank, and whether their differences mean what they say
+    as log-odds, before and after its temperature; of a preference model log-likelihood, accuracy and calibration.
 
     Of a pipeline of diffusers it is the same, with minus the denoising error for the log-probability; or, with
     --scorer, the win rate of its images for the captions of the file against those of the reference.
@@ -232,6 +249,8 @@ def evaluate(
         console.print(fitted.table(f"{model} on {file}"))
         if output is not None:
             output.write_text(json.dumps(fitted.table().to_dict(), indent=1), encoding="utf-8")
+        if report is not None:
+            _write_page(report, f"{model} on {file}", [fitted.table("Figures"), *fitted.plots()])
         _list_skipped(console, fitted.skipped, comparisons)
         return
     ranked = _features(model) or _scorer(model, reference, max_length, precision, too_long)
@@ -266,17 +285,45 @@ def evaluate(
         )
     comparisons = load_comparisons(file, format=data_format, limit=limit)
     rewards = isinstance(ranked, RewardScorer)
+    if report is not None and not rewards:
+        raise OptionError("--report is for reward and preference models, whose scores are log-odds of preference")
     compared = not rewards and (reference is not None or isinstance(ranked.policy, PeftModel))
     with Progress(transient=True) as progress:
         watched = progress.track(comparisons, description="evaluating")
         result = diagnostics.evaluate(ranked, watched, reference=compared, batch_size=batch_size, per_token=not rewards)
     console = Console()
     console.print(result.table(f"{model} on {file}"))
+    figures = result.to_dict()
+    if isinstance(ranked, RewardScorer):
+        table, plots = _calibration_of(result, ranked.temperature)
+        console.print(table)
+        figures["calibration"] = table.to_dict()
+        if report is not None:
+            _write_page(report, f"{model} on {file}", [result.table("Figures"), table, *plots])
     if output is not None:
-        output.write_text(json.dumps(result.to_dict(), indent=1), encoding="utf-8")
+        output.write_text(json.dumps(figures, indent=1), encoding="utf-8")
     if pairs is not None:
         pairs.write_text(result.pairs_table().csv(), encoding="utf-8")
     _list_skipped(console, result.skipped, comparisons)
+
+
+def _calibration_of(result: Evaluation, temperature: float) -> tuple[Table, list[Plot]]:
+    """Whether a reward model's log-odds mean what they say; with a temperature also without it."""
+    from prefkit.diagnostics import calibration_change
+
+    if temperature == 1:
+        found = result.calibration()
+        return found.table(), [found.plot]
+    after = result.calibration(title="Reliability, after the temperature")
+    before = result.calibration(1 / temperature)
+    return calibration_change(before, after, f"Calibration, temperature {temperature:.3g}"), [before.plot, after.plot]
+
+
+def _write_page(path: Path, title: str, parts: Sequence[Table | Plot]) -> None:
+    from prefkit.report import Report
+
+    text = "Figures have 95% intervals over prompts. Bars of the plot are frequencies of what was predicted so often."
+    Report(title).section("Figures", text, *parts).write(path)
 
 
 def _show_benchmark(
@@ -495,11 +542,18 @@ def _win_rate(model: str, reference: str | None, scorer: str, drawing: _Drawing,
 
 
 def _scorer(
-    model: str, reference: str | None, max_length: int | None, precision: str, too_long: str = "skip"
+    model: str,
+    reference: str | None,
+    max_length: int | None,
+    precision: str,
+    too_long: str = "skip",
+    *,
+    dropout: bool = False,
 ) -> LanguageScorer | RewardScorer:
     from prefkit.language import EncodingOptions, ModelOptions, is_reward_model, load_reward, load_scorer
 
-    options = ModelOptions.parse({"path": model, "reference": reference, "precision": precision}, "model")
+    given = {"path": model, "reference": reference, "precision": precision, "dropout": dropout}
+    options = ModelOptions.parse(given, "model")
     encoding = EncodingOptions.parse({"max_length": max_length, "too_long": str(too_long)}, "encoding")
     if is_reward_model(model):
         return load_reward(options.model_copy(update={"kind": "reward"}), encoding).eval()
@@ -512,16 +566,22 @@ def _scored(
     batch_size: int,
     tokens: bool,
     skipped: list[RecordError],
+    samples: int | None = None,
+    seed: int = 0,
 ) -> Iterator[tuple[Comparison, dict[str, Any]]]:
     """Each comparison with its line, a batch at a time."""
-    from prefkit.language import RewardScorer
+    from prefkit.language import RewardScorer, draw_rewards, spread_of
     from prefkit.objectives import encode_all, odds_among, score_all
 
     rewards = isinstance(scorer, RewardScorer)
     rows = encode_all(scorer, comparisons, skipped)
     while batch := list(islice(rows, batch_size)):
         (scores,) = score_all(scorer, [item for _, item in batch], batch_size=len(batch))
-        begun = 0
+        begun, draws = 0, None
+        if isinstance(scorer, RewardScorer) and (samples is not None or scorer.members):
+            draws = draw_rewards(scorer, [item for _, item in batch], samples=samples, seed=seed)
+            seed += 1
+            scores = replace(scores, policy_logps=draws.mean(0))
         responses = iter(zip(scores.policy_logps.tolist(), scores.lengths.tolist(), strict=True))
         each_token = iter(scores.tokens.policy_logps.tolist() if scores.tokens is not None else ())
         for comparison, _ in batch:
@@ -534,8 +594,11 @@ def _scored(
                 found.append({"logp": score, "logp_per_token": score / length, "tokens": length})
                 if tokens:
                     found[-1]["token_logps"] = own
+            places = slice(begun, begun + len(found))
+            if draws is not None:
+                for line, spread in zip(found, spread_of(draws[:, places]).tolist(), strict=True):
+                    line["spread"] = spread
             if scores.factors is not None:
-                places = slice(begun, begun + len(found))
                 for line, odds in zip(found, odds_among(scores.factors[places]).tolist(), strict=True):
                     line["odds"] = odds
             begun += len(found)
@@ -570,9 +633,11 @@ def _score_preferences(
     skipped: list[RecordError] = []
     rewarded = []
     with output.open("w", encoding="utf-8") as out:
-        for comparison, rewards in preference_rewards(model, comparisons, skipped):
-            place = {"source": comparison.source, "line": comparison.line, "id": comparison.id}
-            line = {**place, "responses": [{"reward": reward} for reward in rewards]}
+        for comparison, rewards, spreads in preference_rewards(model, comparisons, skipped):
+            found = [{"reward": reward} for reward in rewards]
+            for response, spread in zip(found, spreads or (), strict=False):
+                response["spread"] = spread
+            line = {**_place(comparison), "responses": found}
             out.write(json.dumps(line, ensure_ascii=False) + "\n")
             rewarded.append(_rewarded(comparison, line))
     if rewards_into is not None:

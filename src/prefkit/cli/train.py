@@ -93,7 +93,7 @@ def show_preference_run(values: Mapping[str, Any]) -> None:
     result = run_preference(PreferenceConfig.parse(values))
     console = Console()
     console.print(result.table)
-    console.print(result.calibration.table())
+    console.print(result.calibration_table())
     console.print(f"fitted to {result.pairs} pairs", highlight=False)
     if result.skipped:
         first = str(result.skipped[0])

@@ -81,7 +81,14 @@ from prefkit.diagnostics.intervals import (
 )
 from prefkit.diagnostics.label_noise import LabelNoise, estimate_label_noise
 from prefkit.diagnostics.posterior import Posterior, exact_posterior, fit_posterior, log_posterior, split_rhat
-from prefkit.diagnostics.probabilities import Calibration, brier_score, calibration, expected_calibration_error
+from prefkit.diagnostics.probabilities import (
+    Calibration,
+    brier_score,
+    calibration,
+    calibration_change,
+    expected_calibration_error,
+    pair_calibration,
+)
 from prefkit.diagnostics.properties import (
     PROPERTIES,
     SCENARIOS,
@@ -213,6 +220,7 @@ __all__ = [
     "brier_score",
     "by_scores",
     "calibration",
+    "calibration_change",
     "ches_from_sums",
     "ches_of_comparisons",
     "ches_score",
@@ -255,6 +263,7 @@ __all__ = [
     "multi_token_rate",
     "normalize_diff",
     "normalized_edit_distance",
+    "pair_calibration",
     "pair_figures",
     "pairwise_accuracy",
     "phi",

@@ -18,6 +18,7 @@ from prefkit.comparisons import Comparison, Pair, pairs
 from prefkit.comparisons.pairing import Strategy
 from prefkit.diagnostics.accuracy import LABELS, Values, pair_figures, summarise
 from prefkit.diagnostics.intervals import Interval, bootstrap_difference
+from prefkit.diagnostics.probabilities import Calibration, pair_calibration
 from prefkit.diagnostics.states import evaluating
 from prefkit.errors import OptionError, PrefkitError, RecordError
 from prefkit.objectives import Encoded, PairScores, ResponseScores, Scorer, Targets, score_all
@@ -64,6 +65,29 @@ class Evaluation:
     comparisons: int
     ties: int
     skipped: tuple[RecordError, ...]
+
+    def calibration(self, temperature: float = 1.0, title: str = "Reliability") -> Calibration:
+        """Whether the scores mean what they say, as log-odds of preference; for reward models.
+
+        Args:
+            temperature: log-odds are divided by it.
+            title: of the plot.
+        """
+        odds = self.log_odds / temperature
+        return pair_calibration(odds, self.probabilities, clusters=self.prompts, title=title)
+
+    @property
+    def log_odds(self) -> Values:
+        """`[pairs]`, that the chosen response is preferred: the difference of scores, unless the model compares."""
+        scores = self.scores
+        odds = scores.policy_chosen_logps - scores.policy_rejected_logps if scores.odds is None else scores.odds
+        return np.asarray(odds.double().numpy())
+
+    @property
+    def probabilities(self) -> Values | None:
+        """`[pairs]`, that the chosen response is the better one, by the data; None where all are certain."""
+        given = self.scores.probabilities
+        return None if given is None else np.asarray(given.double().numpy())
 
     def table(self, title: str = "Evaluation") -> Table:
         """The summary, one figure a row."""
@@ -136,6 +160,7 @@ def evaluate(
     places: list[Place] = []
     index: list[tuple[int, int]] = []
     prompts: list[int] = []
+    soft: list[float] = []
     known: dict[int, int] = {}
     responses = 0
     with evaluating(scorer):
@@ -148,6 +173,7 @@ def evaluate(
                     places.append(Place(comparison.source, comparison.line, pair.chosen, pair.rejected))
                     index.append((responses + pair.chosen, responses + pair.rejected))
                     prompts.append(prompt)
+                    soft.append(pair.probability)
                 responses += len(comparison.responses)
     if not index:
         first = f"; the first of them: {skipped[0]}" if skipped else ""
@@ -155,7 +181,7 @@ def evaluate(
             f"no comparison can be evaluated: {tally['ties']} without a preferred response, "
             f"{len(skipped)} set aside{first}"
         )
-    scores = _pair_scores(parts, index)
+    scores = _pair_scores(parts, index, soft)
     if not per_token:
         scores = replace(scores, chosen_lengths=None, rejected_lengths=None)
     figures = pair_figures(scores, beta)
@@ -242,7 +268,7 @@ def _check_finite(model: str, logps: Tensor, batch: list[_Entry]) -> None:
             raise RecordError(problem, source=owner.source, line=owner.line)
 
 
-def _pair_scores(parts: list[ResponseScores], index: list[tuple[int, int]]) -> PairScores:
+def _pair_scores(parts: list[ResponseScores], index: list[tuple[int, int]], soft: list[float]) -> PairScores:
     refs = [part.ref_logps for part in parts if part.ref_logps is not None]
     factors = [part.factors for part in parts if part.factors is not None]
     flat = ResponseScores(
@@ -251,6 +277,7 @@ def _pair_scores(parts: list[ResponseScores], index: list[tuple[int, int]]) -> P
         ref_logps=torch.cat(refs) if refs else None,
         factors=torch.cat(factors) if factors else None,
     )
-    scores = Targets("pairs", torch.tensor(index), torch.arange(len(index))).view(flat)
+    probabilities = torch.tensor(soft) if any(probability != 1 for probability in soft) else None
+    scores = Targets("pairs", torch.tensor(index), torch.arange(len(index)), probabilities).view(flat)
     assert isinstance(scores, PairScores)
     return scores

@@ -129,6 +129,54 @@ def calibration(
     )
 
 
+def pair_calibration(
+    log_odds: ArrayLike,
+    probabilities: ArrayLike | None = None,
+    *,
+    clusters: ArrayLike | None = None,
+    seed: int = 0,
+    title: str = "Reliability",
+) -> Calibration:
+    """`calibration` of pairs that are given with the preferred option first, each looked at from a random side.
+
+    From its first side every pair would have the outcome 1, and a model that knows the order would look calibrated.
+
+    Args:
+        log_odds: `[n]`, that the first option is preferred.
+        probabilities: `[n]`, that it is, by the data; 1 by default.
+        clusters: `[n]`, see `calibration`.
+        seed: of the sides.
+        title: of the plot.
+
+    Raises:
+        PrefkitError: see `expected_calibration_error`.
+    """
+    odds = np.asarray(log_odds, dtype=np.float64)
+    observed = np.ones(len(odds)) if probabilities is None else np.asarray(probabilities, dtype=np.float64)
+    turned = np.random.default_rng(seed).random(len(odds)) < 0.5
+    predicted = np.exp(-np.logaddexp(0, np.where(turned, odds, -odds)))
+    return calibration(predicted, np.where(turned, 1 - observed, observed), clusters=clusters, title=title)
+
+
+def calibration_change(before: Calibration, after: Calibration, title: str = "Calibration") -> Table:
+    """Two calibrations side by side.
+
+    Args:
+        before: without a temperature.
+        after: with it.
+        title: of the table.
+    """
+    rows = [
+        [name, getattr(before, field), getattr(after, field)]
+        for name, field in (
+            ("expected calibration error", "error"),
+            ("Brier score", "brier"),
+            ("log-likelihood (nats)", "log_likelihood"),
+        )
+    ]
+    return Table(["figure", "before the temperature", "after it"], rows, title)
+
+
 def _rows(probabilities: ArrayLike, outcomes: ArrayLike) -> NDArray[np.float64]:
     predicted, observed = np.asarray(probabilities, dtype=np.float64), np.asarray(outcomes, dtype=np.float64)
     if predicted.ndim != 1 or predicted.shape != observed.shape or not len(predicted):

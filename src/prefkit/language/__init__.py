@@ -18,6 +18,7 @@ from prefkit.language.followup import (
 from prefkit.language.head import label_logps, token_logps
 from prefkit.language.heads import (
     HEADS,
+    EnsembleHead,
     GeneralHead,
     Head,
     HeadInputs,
@@ -38,9 +39,12 @@ from prefkit.language.reward import (
     PairRewardScorer,
     RewardScorer,
     annotate,
+    draw_rewards,
     load_reward,
     log_odds_table,
     response_states,
+    set_temperature,
+    spread_of,
 )
 from prefkit.language.sampling import sample, sampled_kl
 from prefkit.language.scorer import BESIDE_REFERENCE, LanguageScorer, PackedScorer, Precision
@@ -55,6 +59,7 @@ __all__ = [
     "JUDGE_TEMPLATE",
     "Encoder",
     "EncodingOptions",
+    "EnsembleHead",
     "FollowupBank",
     "FollowupReward",
     "FollowupRewards",
@@ -81,6 +86,7 @@ __all__ = [
     "SequenceLogps",
     "Span",
     "annotate",
+    "draw_rewards",
     "feedback_loss",
     "first_token_logps",
     "flr_reward",
@@ -100,7 +106,9 @@ __all__ = [
     "sample",
     "sampled_kl",
     "sequence_logps",
+    "set_temperature",
     "span_logps",
+    "spread_of",
     "stance_judge",
     "token_logps",
     "total_reward",

@@ -389,6 +389,49 @@ class IdealPointsHead(Head):
         return groups
 
 
+class EnsembleHead(Head):
+    """Several heads of one kind, whose rewards, or log-odds, are averaged.
+
+    Args:
+        heads: its members, at least 2.
+    """
+
+    kind = "ensemble"
+
+    def __init__(self, heads: Sequence[Head]) -> None:
+        super().__init__(heads[0].width)
+        self.heads = nn.ModuleList(heads)
+        self.options = heads[0].options
+        self.reads_prompts, self.compares = heads[0].reads_prompts, heads[0].compares
+        self.people = heads[0].people
+
+    def meet(self, people: Sequence[str]) -> None:
+        """See `Head`."""
+        for head in self._heads:
+            head.meet(people)
+        self.people = self._heads[0].people
+
+    def forward(self, inputs: HeadInputs) -> HeadScores:
+        """See `Head`."""
+        found = tuple(head(inputs) for head in self._heads)
+        rewards = torch.stack([each.rewards for each in found]).mean(0)
+        factors = [each.factors for each in found if each.factors is not None]
+        if not factors:
+            return HeadScores(rewards, None, found)
+        # The mean of products is the product of the vectors put together.
+        turned = torch.cat([each[:, 0] for each in factors], dim=1) / len(factors)
+        joined = torch.stack([turned, torch.cat([each[:, 1] for each in factors], dim=1)], dim=1)
+        return HeadScores(rewards, joined, found)
+
+    def weight_groups(self) -> Groups:
+        """See `Head`."""
+        return [group for head in self._heads for group in head.weight_groups()]
+
+    @property
+    def _heads(self) -> list[Head]:
+        return [head for head in self.heads if isinstance(head, Head)]
+
+
 HEADS: Mapping[str, type[Any]] = {kind.kind: kind for kind in (ScalarHead, MlpHead, GeneralHead, IdealPointsHead)}
 """Heads by name."""
 
@@ -407,6 +450,23 @@ def make_head(options: HeadOptions, width: int) -> Head:
         torch.manual_seed(options.seed)
         made: Head = HEADS[options.kind](width, options)
     return made
+
+
+def make_ensemble(options: HeadOptions, width: int, members: int) -> EnsembleHead:
+    """New heads, each with a seed of its own.
+
+    Args:
+        options: of the first of them.
+        width: size of the hidden states.
+        members: how many, at least 2.
+
+    Raises:
+        OptionError: there are fewer than 2, or see `make_head`.
+    """
+    if members < 2:
+        raise OptionError(f"an ensemble has at least 2 members, got {members}")
+    seeded = (options.model_copy(update={"seed": options.seed + number}) for number in range(members))
+    return EnsembleHead([make_head(each, width) for each in seeded])
 
 
 def _small(layer: nn.Linear) -> nn.Linear:

@@ -73,6 +73,8 @@ class ModelOptions(Options):
         head: kind and options of a new reward model's head, see `prefkit.language.heads`; a scalar one by default.
         trained: of a reward model, train everything, the `head` on a frozen backbone, or, of ideal points, the weights
             of `people` alone.
+        ensemble: heads of a new reward model, at least 2, on one pass of the backbone; each is trained with random
+            weights of the rows (the Bayesian bootstrap). None for one head and no such weights.
         pooling: of a new reward model, the states that its head reads: that of the `last_token` of a response (the
             default), the `mean` over its tokens, or, of an encoder, that of the first token of all, `cls` (the default
             of encoders).
@@ -92,6 +94,7 @@ class ModelOptions(Options):
     head: HeadOptions | None = None
     trained: Literal["all", "head", "people"] = "all"
     pooling: Pooling | None = None
+    ensemble: int | None = Field(None, ge=2)
     path: str = BUILTIN
     reference: str | None = None
     revision: str | None = None
@@ -110,7 +113,7 @@ class ModelOptions(Options):
     @model_validator(mode="after")
     def _applies(self) -> Self:
         if self.kind != "reward":
-            for name in ("head", "trained", "pooling"):
+            for name in ("head", "trained", "pooling", "ensemble"):
                 if name in self.model_fields_set and getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"{name} applies only to `kind: reward`")
         if self.lora is not None and self.trained != "all":

@@ -30,6 +30,7 @@ from prefkit.comparisons import Comparison
 from prefkit.errors import OptionError, RecordError
 from prefkit.language.encoding import Encoder, EncodingOptions
 from prefkit.language.heads import (
+    EnsembleHead,
     Groups,
     Head,
     HeadInputs,
@@ -38,6 +39,7 @@ from prefkit.language.heads import (
     OwnHead,
     ScalarHead,
     ScalarHeadOptions,
+    make_ensemble,
     make_head,
 )
 from prefkit.language.models import (
@@ -52,7 +54,16 @@ from prefkit.language.models import (
 )
 from prefkit.language.pairs import PairEncoder, PairTrunk, positions_of
 from prefkit.language.scorer import PackedScorer, Precision
-from prefkit.objectives import Encoded, Inputs, ResponseScores, Scorer, encode_all, odds_among, score_all
+from prefkit.objectives import (
+    Encoded,
+    Inputs,
+    ResponseScores,
+    Scorer,
+    encode_all,
+    has_dropout,
+    odds_among,
+    score_all,
+)
 from prefkit.options import Options
 
 logger = logging.getLogger("prefkit")
@@ -77,6 +88,8 @@ class RewardScorer(PackedScorer):
         tokenizer: its tokenizer.
         head: what makes rewards of hidden states, or options of a new head; `[dim]` numbers stand for a `ScalarHead` of
             them; by default one of 0, so that training starts from indifference.
+        ensemble: make so many heads of these options, and average what they say.
+        temperature: rewards and log-odds are divided by it; see `prefkit.preference.fit_temperature`.
         encoding: how texts become tokens.
         pooling: the states that the head reads: that at the `last_token` of a response (the default), or the `mean` of
             those at its tokens.
@@ -103,6 +116,8 @@ class RewardScorer(PackedScorer):
         tokenizer: PreTrainedTokenizerBase,
         head: Head | HeadOptions | Float[Tensor, " dim"] | None = None,
         *,
+        ensemble: int | None = None,
+        temperature: float = 1.0,
         encoding: EncodingOptions | None = None,
         pooling: Pooling | None = None,
         precision: Precision = "fp32",
@@ -122,7 +137,14 @@ class RewardScorer(PackedScorer):
         if self._classifies and head is None:
             head = self._own_head(width)
             self.provided = self.provided - self.lacking
-        if isinstance(head, Options):
+        if not temperature > 0:
+            raise OptionError(f"temperature must be greater than 0, got {temperature}")
+        self.temperature = temperature
+        if ensemble is not None:
+            if isinstance(head, Head | Tensor):
+                raise OptionError("an ensemble is made of options of a head, not of one that is there already")
+            head = make_ensemble(head or ScalarHeadOptions(), width, ensemble)
+        elif isinstance(head, Options):
             head = make_head(head, width)
         elif not isinstance(head, Head):
             head = ScalarHead(width if head is None else len(head), weight=head)
@@ -176,7 +198,16 @@ class RewardScorer(PackedScorer):
             sizes = inputs["group_sizes"]
             groups = torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)
         found = self.head(HeadInputs(states, groups, prompts, inputs.get(_PEOPLE)))
-        return ResponseScores(found.rewards, inputs["response_lengths"], views=views, factors=found.factors)
+        members = torch.stack([each.rewards for each in found.members], 1) if found.members else None
+        factors = [each.factors for each in found.members if each.factors is not None]
+        return ResponseScores(
+            found.rewards / self.temperature,
+            inputs["response_lengths"],
+            views=views,
+            factors=_scaled(found.factors, self.temperature),
+            members=None if members is None else members / self.temperature,
+            member_factors=_scaled(torch.stack(factors, 1), self.temperature) if factors else None,
+        )
 
     def last_states(self, inputs: Inputs) -> Float[Tensor, "responses dim"]:
         """What the head reads of responses: the last hidden state at the last token of each."""
@@ -198,6 +229,11 @@ class RewardScorer(PackedScorer):
     def width(self) -> int:
         """Size of the hidden states."""
         return self.head.width
+
+    @property
+    def members(self) -> int:
+        """Heads of an ensemble; 0 for none. See `prefkit.objectives.HasMembers`."""
+        return len(self.head.heads) if isinstance(self.head, EnsembleHead) else 0
 
     @property
     def reads_people(self) -> bool:
@@ -252,6 +288,8 @@ class RewardScorer(PackedScorer):
             "dim": self.head.width,
             "head": None if isinstance(self.head, OwnHead) else self.head.options.model_dump(),
             "people": self.head.people,
+            "ensemble": self.members or None,
+            "temperature": self.temperature,
         }
         (folder / REWARD_FILE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
@@ -340,7 +378,7 @@ def load_reward(options: ModelOptions | str, encoding: EncodingOptions | None = 
     saved = _read_folder(Path(resolve(options.path))) if has_reward_file(options.path) else None
     family = family_of(options)
     if saved is not None or family.classifier:
-        for name in ("head", "pooling"):
+        for name in ("head", "pooling", "ensemble"):
             if getattr(options, name) is not None:
                 raise OptionError(
                     f"model.{name} is for a new reward model; '{options.path}' is one with its own: leave it out"
@@ -357,6 +395,8 @@ def load_reward(options: ModelOptions | str, encoding: EncodingOptions | None = 
         options.head if saved is None else saved.head,
         encoding=encoding,
         pooling=options.pooling if saved is None else saved.pooling,
+        ensemble=options.ensemble,
+        temperature=1.0 if saved is None else saved.temperature,
         precision=options.precision,
         shared=options.shared_prompt,
     )
@@ -373,10 +413,12 @@ class _Folder(NamedTuple):
     Args:
         head: None for a classifier, which has its own.
         pooling: None for a classifier.
+        temperature: see `RewardScorer`.
     """
 
     head: Head | None
     pooling: Pooling | None
+    temperature: float
 
 
 class _About(Options):
@@ -389,6 +431,8 @@ class _About(Options):
     # Folders of the first format have a scalar head and do not say so.
     head: HeadOptions | None = ScalarHeadOptions()
     people: list[str] | None = None
+    ensemble: int | None = Field(None, ge=2)
+    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
 
 
 def _read_folder(folder: Path) -> _Folder:
@@ -396,16 +440,99 @@ def _read_folder(folder: Path) -> _Folder:
     try:
         about = _About.parse(json.loads(path.read_text(encoding="utf-8")), str(path))
         if about.head is None:
-            return _Folder(None, None)
+            return _Folder(None, None, about.temperature)
         weights = load_file(folder / _HEAD_FILE)
-        head = make_head(about.head, len(weights["weight"]) if about.head.kind == "scalar" else about.dim)
+        if about.ensemble is not None:
+            head: Head = make_ensemble(about.head, about.dim, about.ensemble)
+        else:
+            head = make_head(about.head, len(weights["weight"]) if about.head.kind == "scalar" else about.dim)
         head.meet(about.people or ())
         head.load_state_dict(weights)
     except OptionError as error:
         raise OptionError(f"'{path}' is of a kind that this version does not know: {error}") from error
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
         raise OptionError(f"the head of reward model '{folder}' cannot be read: {error}") from error
-    return _Folder(head, about.pooling)
+    return _Folder(head, about.pooling, about.temperature)
+
+
+def set_temperature(folder: Path, temperature: float) -> None:
+    """Divide all that a saved reward model says by a temperature, on top of the one that it has.
+
+    Args:
+        folder: of the model.
+        temperature: greater than 0; see `prefkit.preference.fit_temperature`.
+
+    Raises:
+        OptionError: the temperature is not positive.
+    """
+    if not temperature > 0:
+        raise OptionError(f"temperature must be greater than 0, got {temperature}")
+    path = folder / REWARD_FILE
+    about = json.loads(path.read_text(encoding="utf-8"))
+    about["temperature"] = about.get("temperature", 1.0) * temperature
+    path.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+
+def _scaled(factors: Tensor | None, temperature: float) -> Tensor | None:
+    """Factors whose products are divided by the temperature."""
+    if factors is None:
+        return None
+    first, second = factors.unbind(-2)
+    return torch.stack([first / temperature, second], dim=-2)
+
+
+def draw_rewards(
+    scorer: RewardScorer, encoded: Sequence[Encoded], *, samples: int | None = None, seed: int = 0
+) -> Float[Tensor, "draws responses"]:
+    """Rewards by every member of an ensemble, and in several passes with different dropout: what is not known varies.
+
+    Args:
+        scorer: an ensemble, or a model with dropout (load it with `dropout: true`), or both.
+        encoded: comparisons as the scorer encoded them.
+        samples: passes with dropout; None for one without.
+        seed: of the dropout.
+
+    Raises:
+        OptionError: there is neither an ensemble nor dropout, or fewer than 2 samples.
+
+    Source: Gal and Ghahramani 2016, Dropout as a Bayesian approximation; Lakshminarayanan et al. 2017 (ensembles).
+    """
+    dropping = [module for module in scorer.modules() if has_dropout(module)]
+    if samples is None and not scorer.members:
+        raise OptionError("the model has one head: give samples, to draw with dropout, or train it with model.ensemble")
+    if samples is not None and samples < 2:
+        raise OptionError(f"samples must be at least 2, got {samples}")
+    if samples is not None and not dropping:
+        raise OptionError("the model has no dropout, so that all samples would be the same")
+    inputs = {name: tensor.to(scorer.device) for name, tensor in scorer.collate(encoded).items()}
+    scorer.eval()
+    drawn = []
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        for module in dropping if samples is not None else ():
+            # The module alone, not those inside it.
+            module.training = True
+        try:
+            for _ in range(samples or 1):
+                scores = scorer(inputs)
+                drawn.append(scores.policy_logps[None] if scores.members is None else scores.members.T)
+        finally:
+            scorer.eval()
+    return torch.cat(drawn).float().cpu()
+
+
+def spread_of(draws: Float[Tensor, "draws responses"]) -> Float[Tensor, " responses"]:
+    """Standard deviation of the rewards of the responses of one comparison over draws.
+
+    Each draw is first freed of its mean over the responses, since only differences of rewards mean something; a
+    response alone has nothing to differ from, and keeps its rewards as they are.
+
+    Args:
+        draws: see `draw_rewards`.
+    """
+    if draws.shape[1] > 1:
+        draws = draws - draws.mean(1, keepdim=True)
+    return draws.std(0)
 
 
 def response_states(scorer: RewardScorer, comparison: Comparison) -> NDArray[np.float64]:

@@ -25,7 +25,14 @@ from prefkit.objectives.auxiliary import centre
 from prefkit.objectives.batch_adaptive import BatchFilter, BatchLogistic, beta_dpo_batch_beta, beta_dpo_filter
 from prefkit.objectives.calibration import CalibrationTerms, calibration_objective, calibration_terms, pearson_loss
 from prefkit.objectives.compose import DemonstrationObjective, LabelObjective, ListObjective, Objective, PairObjective
-from prefkit.objectives.contrastive import SwavLoss, contrastive_inputs, simcse_loss, sinkhorn_codes, swav_loss
+from prefkit.objectives.contrastive import (
+    SwavLoss,
+    contrastive_inputs,
+    has_dropout,
+    simcse_loss,
+    sinkhorn_codes,
+    swav_loss,
+)
 from prefkit.objectives.degree import (
     SelfSupervisedDegree,
     degree_cross_entropy,
@@ -127,6 +134,7 @@ from prefkit.objectives.scorer import (
     Encoded,
     GroupsWeights,
     HasLayers,
+    HasMembers,
     HasStates,
     Inputs,
     KnowsPeople,
@@ -207,6 +215,7 @@ __all__ = [
     "GradientWeights",
     "GroupsWeights",
     "HasLayers",
+    "HasMembers",
     "HasStates",
     "Inputs",
     "IntuitiveFineTuning",
@@ -296,6 +305,7 @@ __all__ = [
     "graded_steps_loss",
     "gradient_weights",
     "group_advantage",
+    "has_dropout",
     "hinge",
     "ift_loss",
     "ift_weights",

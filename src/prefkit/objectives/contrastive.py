@@ -163,14 +163,7 @@ class Contrastive(Stateful):
 
     def equip(self, scorer: object) -> None:
         """See `Stateful.equip`."""
-        if isinstance(scorer, nn.Module) and not any(
-            (isinstance(module, nn.Dropout) and module.p > 0)
-            or any(
-                isinstance(rate := getattr(module, name, None), float) and rate > 0
-                for name in ("attention_dropout", "dropout")
-            )
-            for module in scorer.modules()
-        ):
+        if isinstance(scorer, nn.Module) and not any(map(has_dropout, scorer.modules())):
             raise OptionError(
                 "auxiliary 'contrastive' compares two passes with different dropout, and this model has none: set "
                 "model.dropout=true for a model that has some, or model.lora with a dropout"
@@ -219,6 +212,14 @@ class Contrastive(Stateful):
         term = options.contrastive_weight * (losses[: len(chosen)] + losses[len(chosen) :]) / 2
         self.figures = {"contrastive_loss": term.detach()}
         return term
+
+
+def has_dropout(module: nn.Module) -> bool:
+    """Whether a module, without those inside it, drops something in training."""
+    if isinstance(module, nn.Dropout):
+        return module.p > 0
+    rates = (getattr(module, name, None) for name in ("attention_dropout", "dropout"))
+    return any(isinstance(rate, float) and rate > 0 for rate in rates)
 
 
 CONTRASTIVE = Part("contrastive", Contrastive, ("chosen_views", "rejected_views"), ContrastiveOptions)

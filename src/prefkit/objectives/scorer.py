@@ -197,6 +197,16 @@ class KnowsPeople(Protocol):
 
 
 @runtime_checkable
+class HasMembers(Protocol):
+    """A scorer that is an ensemble. In training each member has its own random weights of the rows."""
+
+    @property
+    def members(self) -> int:
+        """How many; 0 for none."""
+        ...
+
+
+@runtime_checkable
 class GroupsWeights(Protocol):
     """A scorer some of whose weights the optimizer treats in a way of their own."""
 
@@ -254,4 +264,5 @@ def score_all(
             scores.lengths.cpu(),
             tokens=tokens and TokenScores(tokens.policy_logps.float().cpu(), tokens.response.cpu()),
             factors=None if scores.factors is None else scores.factors.float().cpu(),
+            members=None if scores.members is None else scores.members.float().cpu(),
         )

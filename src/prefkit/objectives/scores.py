@@ -133,6 +133,8 @@ class ResponseScores:
         factors: of a model that compares responses instead of rewarding each: the inner product of one's first vector
             with another's second are the log-odds that the former is preferred. `policy_logps` are then the mean
             log-odds against all candidates.
+        members: of an ensemble, what each of its members makes of the responses; `policy_logps` are the means.
+        member_factors: the factors of each of its members, where they compare.
     """
 
     policy_logps: Float[Tensor, " responses"]
@@ -141,6 +143,24 @@ class ResponseScores:
     tokens: TokenScores | None = None
     views: Float[Tensor, "responses 2 dim"] | None = None
     factors: Float[Tensor, "responses 2 dim"] | None = None
+    members: Float[Tensor, "responses members"] | None = None
+    member_factors: Float[Tensor, "responses members 2 dim"] | None = None
+
+    def each_member(self) -> list[ResponseScores]:
+        """The scores by each member of an ensemble; by itself, if there is none."""
+        if self.members is None:
+            return [self]
+        factors = self.member_factors
+        return [
+            replace(
+                self,
+                policy_logps=self.members[:, number],
+                factors=None if factors is None else factors[:, number],
+                members=None,
+                member_factors=None,
+            )
+            for number in range(self.members.shape[1])
+        ]
 
 
 # A forward pass returns these: FSDP2 has to find the tensors inside to hook their gradients.

@@ -60,7 +60,13 @@ from prefkit.preference.network import FeedforwardReward, feedforward_scores
 from prefkit.preference.networks import GeneralPreference, NetworkModel, RewardNetwork
 from prefkit.preference.population import HeldOut, IdealPoints, IdealSpace, Projector, choose_prototypes
 from prefkit.preference.storage import load_preference_model, save_preference_model
-from prefkit.preference.wrappers import Calibrated, Ensemble, fit_temperature
+from prefkit.preference.wrappers import (
+    Calibrated,
+    Ensemble,
+    Temperature,
+    cross_fitted_temperature,
+    fit_temperature,
+)
 
 __all__ = [
     "FEATURE_FUNCTIONS",
@@ -93,6 +99,7 @@ __all__ = [
     "RewardNetwork",
     "Standing",
     "StrengthModel",
+    "Temperature",
     "Thurstone",
     "Wins",
     "aggregate",
@@ -102,6 +109,7 @@ __all__ = [
     "check_mixture",
     "choose_prototypes",
     "comparison_factors",
+    "cross_fitted_temperature",
     "cyclicity",
     "decomposition_bound",
     "distance_score",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -127,6 +127,50 @@ def fit_temperature(log_odds: ArrayLike, y: ArrayLike | None = None, sample_weig
     return float(np.exp(minimize_scalar(loss, bounds=np.log(TEMPERATURES), options={"xatol": 1e-8}).x))
 
 
+class Temperature(NamedTuple):
+    """A temperature, and what it is worth.
+
+    Args:
+        value: fitted to all rows.
+        log_odds: `[n]`, each row's divided by the temperature that was fitted to the other half of the groups.
+    """
+
+    value: float
+    log_odds: Floats
+
+
+def cross_fitted_temperature(
+    log_odds: ArrayLike,
+    y: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    *,
+    groups: ArrayLike,
+    seed: int = 0,
+) -> Temperature:
+    """`fit_temperature` on all rows, with calibrated log-odds of rows that their own temperature has not seen.
+
+    Args:
+        log_odds: `[n]`, of comparisons that the model itself was not trained on.
+        y: outcomes, as for `PreferenceModel`.
+        sample_weight: weight of each row.
+        groups: `[n]`, rows of one group (a prompt) go to the same half.
+        seed: of the halves.
+
+    Raises:
+        PrefkitError: the data are wrong, there is one group only, or every log-odds of a half is 0.
+    """
+    odds = np.asarray(log_odds, dtype=np.float64)
+    outcomes, weights = outcomes_of(y, len(odds)), weights_of(sample_weight, len(odds))
+    names, own = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) < 2:
+        raise PrefkitError(f"a temperature is tested on other groups than it is fitted to: {len(names)} is too few")
+    half = np.isin(own, np.random.default_rng(seed).permutation(len(names))[: len(names) // 2])
+    found = odds.copy()
+    for part in (half, ~half):
+        found[part] /= fit_temperature(odds[~part], outcomes[~part], weights[~part])
+    return Temperature(fit_temperature(odds, outcomes, weights), found)
+
+
 class Calibrated(PreferenceModel):
     """A model whose log-odds are divided by a temperature that held-out comparisons ask for.
 
@@ -188,6 +232,26 @@ class Calibrated(PreferenceModel):
         self.temperature_ = fit_temperature(odds, outcomes[held], weights[held])
         self.classes_ = self.estimator_.classes_
         return self
+
+    @classmethod
+    def around(cls, fitted: PreferenceModel, temperature: float) -> Self:
+        """A model that is fitted already, with a temperature that is known.
+
+        Args:
+            fitted: without ties as an outcome of their own.
+            temperature: greater than 0.
+
+        Raises:
+            OptionError: the model has ties as an outcome, or the temperature is not positive.
+        """
+        check_is_fitted(fitted)
+        if not temperature > 0:
+            raise OptionError(f"temperature must be greater than 0, got {temperature}")
+        if len(fitted.classes_) > 2:
+            raise OptionError("a temperature is for models without ties as an outcome: set ties='half'")
+        made = cls(fitted)
+        made.estimator_, made.temperature_, made.classes_ = fitted, temperature, fitted.classes_
+        return made
 
     def decision_function(self, X: Any, **given: Any) -> Floats:
         """`[n]`, calibrated log-odds."""

@@ -21,22 +21,25 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from prefkit.comparisons import Comparison, RecordError, pairs
 from prefkit.comparisons.record import Text
-from prefkit.diagnostics import Calibration, Interval, bootstrap_interval, calibration
+from prefkit.diagnostics import Calibration, Interval, bootstrap_interval, calibration_change, pair_calibration
 from prefkit.errors import OptionError, PrefkitError, unknown
 from prefkit.language import BUILTIN, load_reward, response_states
 from prefkit.options import Options
 from prefkit.preference import (
     BradleyTerry,
+    Calibrated,
+    Ensemble,
     GeneralPreference,
     IdealPoints,
     PreferenceModel,
     RewardNetwork,
     Thurstone,
+    cross_fitted_temperature,
     load_preference_model,
     save_preference_model,
 )
 from prefkit.recipes.run import DataOptions, comparisons
-from prefkit.report import Report, Table
+from prefkit.report import Plot, Report, Table
 
 Floats = NDArray[np.float64]
 
@@ -68,9 +71,13 @@ class FeatureOptions(Options):
 class PreferenceConfig(Options):
     """Everything that decides a run of `prefkit train` with `model.kind: preference`."""
 
-    model: dict[str, Any] = Field(description="kind: preference, `estimator`, and its options")
+    model: dict[str, Any] = Field(
+        description="kind: preference, `estimator` and its options; `ensemble: N` fits it N times with random weights "
+        "of the rows"
+    )
     data: DataOptions = Field(description="the comparisons")
     features: FeatureOptions = Field(default_factory=FeatureOptions, description="how texts become features")
+    calibrate: bool = Field(False, description="divide log-odds by the temperature that held-out comparisons ask for")
     folds: int = Field(5, ge=2, description="parts of the prompts for cross-validation")
     seed: int = Field(0, description="of the folds")
     output: str = Field(description="the run folder")
@@ -83,7 +90,7 @@ class PreferenceConfig(Options):
 
 
 def _estimator(options: Mapping[str, Any]) -> PreferenceModel:
-    given = {name: value for name, value in options.items() if name not in ("kind", "estimator")}
+    given = {name: value for name, value in options.items() if name not in ("kind", "estimator", "ensemble")}
     name = options.get("estimator", "bradley_terry")
     if name not in ESTIMATORS:
         raise OptionError(unknown("estimator", str(name), ESTIMATORS))
@@ -94,7 +101,12 @@ def _estimator(options: Mapping[str, Any]) -> PreferenceModel:
     # Texts have more words than there are comparisons: without a penalty their weights are not determined.
     defaults = {"ridge": 1.0} if "ridge" in known else {}
     made: PreferenceModel = ESTIMATORS[name](**{**defaults, **given})
-    return made
+    members = options.get("ensemble")
+    if members is None:
+        return made
+    if not isinstance(members, int) or isinstance(members, bool) or members < 2:
+        raise OptionError(f"model.ensemble must be a number of fits, at least 2, got {members!r}")
+    return Ensemble(made, members=members)
 
 
 class Featuriser:
@@ -235,7 +247,8 @@ class PreferenceResult:
 
     Args:
         table: held-out figures of the model, of Bradley-Terry and of chance.
-        calibration: of the model, held out.
+        calibration: of the model, held out; with a temperature that other prompts asked for, if it is calibrated.
+        uncalibrated: the same without the temperature; None if there is none.
         pairs: number of pairs.
         skipped: records that could not be used.
         model: folder of the model.
@@ -244,10 +257,17 @@ class PreferenceResult:
 
     table: Table
     calibration: Calibration
+    uncalibrated: Calibration | None
     pairs: int
     skipped: Sequence[RecordError]
     model: Path
     report: Path
+
+    def calibration_table(self) -> Table:
+        """Whether the probabilities mean what they say, before and after the temperature if there is one."""
+        if self.uncalibrated is None:
+            return self.calibration.table()
+        return calibration_change(self.uncalibrated, self.calibration)
 
 
 def run_preference(config: PreferenceConfig) -> PreferenceResult:
@@ -270,18 +290,42 @@ def run_preference(config: PreferenceConfig) -> PreferenceResult:
     if name != "bradley_terry":
         held_out["bradley_terry"] = _held_out(BradleyTerry(ridge=1.0), data._replace(given={}), config)
     rows = [[label, *_figures(odds, data)] for label, odds in held_out.items()]
+    temperature = None
+    if config.calibrate:
+        try:
+            temperature = cross_fitted_temperature(
+                held_out[name], data.y, data.weights, groups=data.prompts, seed=config.seed
+            )
+        except PrefkitError as error:
+            raise OptionError(f"calibrate: no temperature can be found: {error}") from error
+        rows.append([f"{name}, calibrated", *_figures(temperature.log_odds, data)])
     rows.append(["chance", *_figures(np.zeros(len(data.y)), data)])
     table = Table(["model", "log-likelihood", "accuracy"], rows, f"Held out, {config.folds} parts of the prompts")
-    found = _calibration(held_out[name], data, config.seed)
+    found, plain = _calibration(held_out[name], data, config.seed), None
     fitted = clone(model).fit(data.X, data.y, data.weights, **data.given)
+    if temperature is not None:
+        found, plain = _calibration(temperature.log_odds, data, config.seed, _AFTER), found
+        fitted = Calibrated.around(fitted, temperature.value)
     folder = Path(config.output)
     saved = save_preference_model(fitted, folder / "model")
     featuriser.save(saved)
     (folder / "config.json").write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
     page = Report(f"{name} on {config.data.path}", f"{len(data.y)} pairs under {count} prompts.")
     page.section("Held out", "Cross-validated over prompts, with 95% intervals over prompts.", table)
-    page.section("Calibration", "Do the probabilities mean what they say?", found.table(), found.plot)
-    return PreferenceResult(table, found, len(data.y), data.skipped, saved, page.write(folder / "report.html"))
+    result = PreferenceResult(table, found, plain, len(data.y), data.skipped, saved, folder / "report.html")
+    plots = [found.plot] if plain is None else [plain.plot, found.plot]
+    text = "Do the probabilities mean what they say?"
+    if temperature is not None:
+        text += (
+            f" Log-odds are divided by {temperature.value:.3g}; what is shown is each pair under the temperature that "
+            "the other half of the prompts asks for."
+        )
+    page.section("Calibration", text, result.calibration_table(), *plots)
+    page.write(result.report)
+    return result
+
+
+_AFTER = "Reliability, after the temperature"
 
 
 def load_preference(folder: str | Path) -> tuple[PreferenceModel, Featuriser]:
@@ -304,9 +348,23 @@ def is_preference_model(path: str) -> bool:
     return (Path(path) / FEATURES).is_file()
 
 
+class Rewarded(NamedTuple):
+    """Rewards of the responses of a comparison.
+
+    Args:
+        comparison: what was scored.
+        rewards: one a response.
+        spread: of an ensemble, the standard deviation over its members; else None.
+    """
+
+    comparison: Comparison
+    rewards: list[float]
+    spread: list[float] | None
+
+
 def preference_rewards(
     folder: str | Path, records: Iterable[Comparison], skipped: list[RecordError]
-) -> Iterator[tuple[Comparison, list[float]]]:
+) -> Iterator[Rewarded]:
     """Each comparison with a reward a response: the mean log-odds against all of its responses.
 
     For models with rewards they differ from these by a constant; for general preferences they are what GPO takes.
@@ -328,12 +386,22 @@ def preference_rewards(
         apart = first != second
         X = np.stack([features[first[apart]], features[second[apart]]], axis=1)
         given: dict[str, Any] = {}
-        if isinstance(model, IdealPoints) and record.annotator in model.annotators_.tolist():
+        if record.annotator in _people(model):
             given["annotators"] = [record.annotator] * len(X)
         if _needs(model, "prompts"):
             given["prompts"] = np.tile(featuriser.of_prompt(record), (len(X), 1))
+
+        def against_all(odds: Floats, of: NDArray[np.int64] = first[apart], k: int = k) -> Floats:
+            found: Floats = np.bincount(of, odds, k) / k
+            return found
+
         odds = model.decision_function(X, **given) if k > 1 else np.zeros(0)
-        yield record, (np.bincount(first[apart], odds, k) / k).tolist()
+        spread = None
+        if (ensemble := _ensemble(model)) is not None:
+            each = ensemble.decisions(X, **given) if k > 1 else np.zeros((2, 0))
+            scale = model.temperature_ if isinstance(model, Calibrated) else 1.0
+            spread = (np.stack([against_all(own) for own in each]).std(axis=0, ddof=1) / scale).tolist()
+        yield Rewarded(record, against_all(odds).tolist(), spread)
 
 
 @dataclass(frozen=True)
@@ -344,26 +412,35 @@ class PreferenceEvaluation:
         log_likelihood: mean over pairs, in nats.
         accuracy: share of pairs that it orders as people did.
         calibration: of its probabilities.
+        uncalibrated: of those without its temperature; None if it has none.
         skipped: records that could not be used.
     """
 
     log_likelihood: Interval
     accuracy: Interval
     calibration: Calibration
+    uncalibrated: Calibration | None
     skipped: Sequence[RecordError]
 
     def table(self, title: str = "") -> Table:
         """The figures, with 95% intervals over prompts."""
-        return Table.from_mapping(
-            {
-                "log-likelihood (nats)": self.log_likelihood,
-                "accuracy": self.accuracy,
-                "expected calibration error": self.calibration.error,
-                "Brier score": self.calibration.brier,
-            },
-            title,
-            ("figure", "value"),
-        )
+        figures = {
+            "log-likelihood (nats)": self.log_likelihood,
+            "accuracy": self.accuracy,
+            "expected calibration error": self.calibration.error,
+            "Brier score": self.calibration.brier,
+        }
+        if self.uncalibrated is not None:
+            figures |= {
+                "without the temperature: log-likelihood (nats)": self.uncalibrated.log_likelihood,
+                "without the temperature: expected calibration error": self.uncalibrated.error,
+                "without the temperature: Brier score": self.uncalibrated.brier,
+            }
+        return Table.from_mapping(figures, title, ("figure", "value"))
+
+    def plots(self) -> list[Plot]:
+        """Reliability, before and after the temperature if there is one."""
+        return [self.calibration.plot] if self.uncalibrated is None else [self.uncalibrated.plot, self.calibration.plot]
 
 
 def evaluate_preference(folder: str | Path, records: Iterable[Comparison]) -> PreferenceEvaluation:
@@ -379,10 +456,33 @@ def evaluate_preference(folder: str | Path, records: Iterable[Comparison]) -> Pr
     model, featuriser = load_preference(folder)
     data = examples(records, featuriser, model)
     odds = _log_odds(model, data, np.arange(len(data.y)))
-    return PreferenceEvaluation(*_figures(odds, data), _calibration(odds, data, 0), data.skipped)
+    if not isinstance(model, Calibrated):
+        return PreferenceEvaluation(*_figures(odds, data), _calibration(odds, data, 0), None, data.skipped)
+    plain = _calibration(odds * model.temperature_, data, 0)
+    return PreferenceEvaluation(*_figures(odds, data), _calibration(odds, data, 0, _AFTER), plain, data.skipped)
+
+
+def _inner(model: PreferenceModel) -> PreferenceModel:
+    """The model itself, without an ensemble or a temperature around it; one of the members that were fitted."""
+    if isinstance(model, Calibrated):
+        return _inner(model.estimator_ if hasattr(model, "estimator_") else model.estimator)
+    if isinstance(model, Ensemble):
+        return _inner(model.members_[0] if hasattr(model, "members_") else model.estimator)
+    return model
+
+
+def _ensemble(model: PreferenceModel) -> Ensemble | None:
+    inside = model.estimator_ if isinstance(model, Calibrated) else model
+    return inside if isinstance(inside, Ensemble) else None
+
+
+def _people(model: PreferenceModel) -> set[Any]:
+    """The people whom it knows."""
+    return set(getattr(_inner(model), "annotators_", np.empty(0)).tolist())
 
 
 def _needs(model: PreferenceModel, name: str) -> bool:
+    model = _inner(model)
     if name == "annotators":
         return isinstance(model, IdealPoints)
     return getattr(model, "gate", False) or getattr(model, "variant", "A") == "B"
@@ -405,7 +505,7 @@ def _log_odds(model: PreferenceModel, data: Examples, rows: NDArray[np.int64]) -
     people = data.given.get("annotators")
     groups = {True: rows}
     if people is not None:
-        known = set(getattr(model, "annotators_", np.empty(0)).tolist())
+        known = _people(model)
         told = np.array([people[row] in known for row in rows], dtype=bool)
         groups = {True: rows[told], False: rows[~told]}
     odds = np.zeros(len(data.y))
@@ -419,17 +519,15 @@ def _log_odds(model: PreferenceModel, data: Examples, rows: NDArray[np.int64]) -
     return odds[rows]
 
 
-def _calibration(odds: Floats, data: Examples, seed: int) -> Calibration:
-    # The sides are in the order of the judgement: each pair is looked at from a random one.
-    turned = np.random.default_rng(seed).random(len(data.y)) < 0.5
-    p, y = _sigmoid(np.where(turned, -odds, odds)), np.where(turned, 1 - data.y, data.y)
-    return calibration(p, y, clusters=data.prompts)
+def _calibration(odds: Floats, data: Examples, seed: int, title: str = "Reliability") -> Calibration:
+    # The sides are in the order of the judgement.
+    return pair_calibration(odds, data.y, clusters=data.prompts, seed=seed, title=title)
 
 
 def _checked(featuriser: Featuriser, record: Comparison, model: PreferenceModel) -> Floats:
     """Features of a record, as many as a fitted model was fitted to."""
     features = featuriser.of(record)
-    wanted = getattr(model, "n_features_in_", features.shape[1])
+    wanted = getattr(_inner(model), "n_features_in_", features.shape[1])
     if features.shape[1] != wanted:
         raise RecordError(
             f"{features.shape[1]} features, the model was fitted to {wanted}", source=record.source, line=record.line
@@ -453,11 +551,6 @@ def _figures(odds: Floats, data: Examples) -> tuple[Interval, Interval]:
         bootstrap_interval(likelihood, clusters=data.prompts),
         bootstrap_interval(right[told], clusters=data.prompts[told]),
     )
-
-
-def _sigmoid(odds: Floats) -> Floats:
-    found: Floats = np.exp(-np.logaddexp(0, -odds))
-    return found
 
 
 def _joined(record: Comparison, place: int) -> str:

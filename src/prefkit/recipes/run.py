@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import yaml
 from pydantic import Field, field_validator, model_validator
@@ -26,7 +27,15 @@ from prefkit.comparisons import (
     pairs,
     split_comparisons,
 )
-from prefkit.diagnostics import Evaluation, before_after, evaluate, run_report
+from prefkit.diagnostics import (
+    Calibration,
+    Evaluation,
+    before_after,
+    calibration_change,
+    evaluate,
+    pair_calibration,
+    run_report,
+)
 from prefkit.errors import OptionError, PrefkitError
 from prefkit.language import (
     BESIDE_REFERENCE,
@@ -39,9 +48,11 @@ from prefkit.language import (
     load_reward,
     load_scorer,
     sample,
+    set_temperature,
 )
 from prefkit.objectives import SCORED, Objective, encode_all, make_objective
 from prefkit.options import Options
+from prefkit.preference import cross_fitted_temperature
 from prefkit.report import Plot, Table, model_card, token_strips
 from prefkit.training import (
     CurriculumOptions,
@@ -92,6 +103,9 @@ class RunConfig(Options):
     objective: dict[str, Any] = Field({"kind": "dpo"}, description="what is minimised: `kind` and its options")
     curriculum: CurriculumOptions | None = Field(None, description="train in stages, from easy pairs to hard ones")
     training: TrainingOptions = Field(default_factory=TrainingOptions, description="how the model is trained")
+    calibrate: bool = Field(
+        False, description="reward models: divide rewards by the temperature that held-out comparisons ask for"
+    )
     report: ReportOptions = Field(default_factory=ReportOptions, description="what the report shows")
     output: str = Field(description="the run folder")
 
@@ -113,6 +127,25 @@ class RunConfig(Options):
 
 
 @dataclass(frozen=True)
+class CalibrationResult:
+    """What a temperature did to a reward model, on held-out comparisons.
+
+    Args:
+        temperature: the divisor of rewards, fitted to all of them.
+        before: without it.
+        after: each half of the prompts under the temperature that the other half asks for.
+    """
+
+    temperature: float
+    before: Calibration
+    after: Calibration
+
+    def table(self) -> Table:
+        """The figures, before and after."""
+        return calibration_change(self.before, self.after, f"Calibration, temperature {self.temperature:.3g}")
+
+
+@dataclass(frozen=True)
 class RunResult:
     """What a run came to.
 
@@ -122,6 +155,7 @@ class RunResult:
         after: the same after training.
         samples: continuations of held-out prompts, each with `prompt`, `before` and `after`.
         report: path of the report.
+        calibration: what the temperature did; None without one.
     """
 
     fit: FitResult
@@ -129,12 +163,15 @@ class RunResult:
     after: Evaluation | None
     samples: list[dict[str, str]]
     report: Path
+    calibration: CalibrationResult | None = None
 
     def tables(self) -> list[Table]:
         """What a person wants to see at the end of a run."""
         shown = []
         if self.before is not None and self.after is not None:
             shown.append(before_after(self.before, self.after))
+        if self.calibration is not None:
+            shown.append(self.calibration.table())
         if self.samples:
             columns = ["prompt", "before", "after"]
             rows = [[_short(each[name]) for name in columns] for each in self.samples]
@@ -224,7 +261,7 @@ def saved_model(options: ModelOptions, folder: Path) -> ModelOptions:
     """How to load what a run of these options has saved, with the reference that it was compared with."""
     # A saved adapter brings its reference along: the model below it.
     reference = options.reference or (None if options.lora or options.kind == "reward" else options.path)
-    made = {"head": None, "pooling": None, "trained": "all"}  # what the folder says itself
+    made = {"head": None, "pooling": None, "ensemble": None, "trained": "all"}  # what the folder says itself
     return options.model_copy(update={"path": str(folder), "lora": None, "reference": reference, **made})
 
 
@@ -241,6 +278,23 @@ def check_kind(options: ModelOptions, objective: Objective[Any]) -> None:
         )
 
 
+def _calibrate(evaluation: Evaluation, folder: Path) -> CalibrationResult:
+    """Find the temperature that held-out comparisons ask for, and write it to the model's folder."""
+    odds, probabilities = evaluation.log_odds, evaluation.probabilities
+    outcomes = np.ones(len(odds)) if probabilities is None else probabilities
+    try:
+        found = cross_fitted_temperature(odds, outcomes, groups=evaluation.prompts)
+    except PrefkitError as error:
+        raise PrefkitError(
+            f"calibrate: no temperature can be found, the model is as it was trained: {error}"
+        ) from error
+    after = pair_calibration(
+        found.log_odds, probabilities, clusters=evaluation.prompts, title="Reliability, after the temperature"
+    )
+    set_temperature(folder, found.value)
+    return CalibrationResult(found.value, evaluation.calibration(), after)
+
+
 def run(config: RunConfig, *, resume: bool = False) -> RunResult | None:
     """Train, evaluate and report.
 
@@ -254,6 +308,11 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult | None:
     training, held_out = comparisons(config.data)
     objective = make_objective(config.objective)
     check_kind(config.model, objective)
+    if config.calibrate and (config.model.kind != "reward" or held_out is None):
+        raise OptionError(
+            "calibrate is for reward models (model.kind: reward), on comparisons that are held out (data.held_out or "
+            "data.evaluation)"
+        )
     scorer = load(with_reference(config.model, objective), config.encoding, config.training.seed)
     joint = objective.needs & {"joint"}  # what is evaluated is what is trained
     scorer.provide(joint)
@@ -293,9 +352,10 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult | None:
         {"prompt": _shown(prompt), "before": old, "after": new}
         for prompt, old, new in zip(prompts, texts, written, strict=True)
     ]
+    calibrated = _calibrate(after, result.run.model) if config.calibrate and after is not None else None
     pictures = _token_pictures(trained, objective, held_out or training, shown)
-    report = _write_report(config, result, before, after, samples, pictures)
-    return RunResult(result, before, after, samples, report)
+    report = _write_report(config, result, before, after, samples, pictures, calibrated)
+    return RunResult(result, before, after, samples, report, calibrated)
 
 
 def comparisons(options: DataOptions) -> tuple[Iterable[Comparison], Iterable[Comparison] | None]:
@@ -431,6 +491,7 @@ def _write_report(
     after: Evaluation | None,
     samples: list[dict[str, str]],
     pictures: Sequence[Plot],
+    calibrated: CalibrationResult | None,
 ) -> Path:
     folder: Run = result.run
     report = run_report(
@@ -454,6 +515,13 @@ def _write_report(
         settings=folder.config,
         figures=[] if before is None or after is None else [before_after(before, after)],
     )
+    if calibrated is not None:
+        text = (
+            f"Rewards are divided by {calibrated.temperature:.3g}, the temperature under which held-out choices are "
+            "most likely. What is shown is each half of the prompts under the temperature that the other half asks for."
+        )
+        plots = (calibrated.before.plot, calibrated.after.plot)
+        report.section("Calibration", text, calibrated.table(), *plots)
     (folder.model / "README.md").write_text(card, encoding="utf-8")
     return report.write(folder.folder / "report.html")
 

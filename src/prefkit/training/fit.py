@@ -20,7 +20,7 @@ from transformers import TrainingArguments
 
 from prefkit.comparisons import Comparison
 from prefkit.errors import OptionError
-from prefkit.objectives import SCORED, DrawsNoise, KnowsPeople, Objective, PairObjective, Scorer
+from prefkit.objectives import SCORED, DrawsNoise, HasMembers, KnowsPeople, Objective, PairObjective, Scorer
 from prefkit.training import checkpoints, processes
 from prefkit.training.data import TrainingData, prepare
 from prefkit.training.memory import steady_memory
@@ -98,6 +98,11 @@ def fit(
     }
     _check(scorer, options, evaluation)
     _check_weights(objective, options)
+    if isinstance(scorer, HasMembers) and scorer.members and objective.stateful:
+        raise OptionError(
+            f"objective '{objective.name}' has a part that learns, '{objective.stateful[0].name}', and an ensemble "
+            "would teach it once a member: leave it out, or train the members in runs of their own"
+        )
     scorer.provide(objective.needs & SCORED)
     objective.equip(scorer)
     if isinstance(scorer, DrawsNoise):

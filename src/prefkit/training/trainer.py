@@ -83,6 +83,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is untyp
         self._update: list[tuple[Tensor, Tensor]] = []
         self._rows: dict[str, dict[int, float]] = {name: {} for name in objective.row_figures()}
         self._window: Tensor | None = None
+        self._bootstrap: Tensor | None = None
         course = _Course(self, shown or bar(False))
         super().__init__(model=scorer, args=arguments, train_dataset=data, eval_dataset=evaluation, callbacks=[course])
         self.remove_callback(PrinterCallback)
@@ -158,7 +159,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is untyp
         num_items_in_batch: float | None = None,
     ) -> Tensor:
         """This process's part of the loss of an update."""
-        losses, figures = self._losses(model, inputs)
+        losses, figures = self._losses(model, inputs, training=True)
         self.meter.add(figures)
         for name, kept in self._rows.items():
             kept.update(zip(inputs["targets"].rows.tolist(), figures[name].tolist(), strict=True))
@@ -167,15 +168,30 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is untyp
         loss: Tensor = losses.sum() * (processes.count() / num_items_in_batch)  # type: ignore[operator]  # always given
         return loss
 
-    def _losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def _losses(self, model: nn.Module, batch: Batch, *, training: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
         scores = _with_reference(model(batch["inputs"]), batch)
         if not self.objective.needs & SCORED:
             scores = replace(scores, tokens=None)
-        view = batch["targets"].to(scores.policy_logps.device).view(scores)
-        losses = self.objective(view)
+        targets = batch["targets"].to(scores.policy_logps.device)
+        view = targets.view(scores)
+        if scores.members is None:
+            losses = self.objective(view)
+        else:
+            each = torch.stack([self.objective(targets.view(member)) for member in scores.each_member()])
+            if training:
+                each = each * self._member_weights(len(each))[:, batch["targets"].rows].to(each)
+            losses = each.mean(0)
         kind = "reward" if "rewards" in self.objective.needs else "logp"
         figures = measure(view, losses, self.objective.rewards(view), kind) | self.objective.figures()
         return losses, figures
+
+    def _member_weights(self, members: int) -> Tensor:
+        """`[members, rows]`, weights of the rows by the Bayesian bootstrap; the same in a run that is resumed."""
+        if self._bootstrap is None:
+            generator = torch.Generator().manual_seed(self.args.seed)
+            drawn = torch.empty(members, len(self.data)).exponential_(generator=generator)
+            self._bootstrap = drawn / drawn.mean(1, keepdim=True)
+        return self._bootstrap
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Any:
         """The gradients' norm, known after the last backward pass of an update and before the weights change.
