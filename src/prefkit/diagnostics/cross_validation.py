@@ -42,6 +42,8 @@ class Judgements:
         annotators: `[n]`, who judged, for models of people.
         items: `[n]`, which pair was judged, the same name for the same two options in the same order; for the ceiling.
             Models that do not ask who judged are fitted to the mean of each pair where it is given.
+        contexts: `[n, p]`, features of the prompts, for models that read them: `GeneralPreference` with a gate, variant
+            B of `IdealPoints`.
         features: `[options, d]`, of options that are judged many times: the memory of a row is then two numbers.
 
     Raises:
@@ -55,6 +57,7 @@ class Judgements:
     annotators: Sequence[Hashable] | None = None
     items: NDArray[Any] | None = None
     features: Floats | None = None
+    contexts: Floats | None = None
 
     def __post_init__(self) -> None:
         array = pairs_of(self.X)
@@ -69,6 +72,7 @@ class Judgements:
             ("weights", weights_of(self.weights, n)),
             ("groups", np.asarray(self.groups)),
             ("items", None if self.items is None else np.asarray(self.items)),
+            ("contexts", None if self.contexts is None else np.asarray(self.contexts, dtype=np.float64)),
         ):
             if value is not None and len(value) != n:
                 raise PrefkitError(f"{name} must have one entry a comparison ({n}), got {len(value)}")
@@ -96,6 +100,7 @@ class Judgements:
             annotators=people,
             items=None if self.items is None else self.items[places],
             features=self.features,
+            contexts=None if self.contexts is None else self.contexts[places],
         )
 
     def options(self, columns: Sequence[int] | None = None) -> NDArray[Any]:
@@ -116,7 +121,10 @@ class Judgements:
             mean = np.bincount(member, self.counts * self.y) / total
         kept = total > 0
         first = first[kept]
-        return Judgements(self.X[first], mean[kept], self.groups[first], total[kept], features=self.features)
+        contexts = None if self.contexts is None else self.contexts[first]
+        return Judgements(
+            self.X[first], mean[kept], self.groups[first], total[kept], features=self.features, contexts=contexts
+        )
 
 
 @dataclass(frozen=True)
@@ -139,22 +147,26 @@ class Candidate:
         if _asks_who(self.model):
             given["annotators"] = data.annotators
         else:
-            data = data.pooled()
+            # Means that are all even say nothing, which models refuse; the judgements behind them are no such case.
+            pooled = data.pooled()
+            data = pooled if (pooled.y != 0.5).any() else data
+        if _asks_where(self.model):
+            given["prompts"] = data.contexts
         fitted = clone(self.model).fit(data.options(self.columns), data.y, data.counts, **given)
         return replace(self, model=fitted)
 
     def log_odds(self, data: Judgements) -> Floats:
         """`[n]`, of the first option; a person whom the model does not know is judged as the mean of all."""
-        X = data.options(self.columns)
+        X, where = data.options(self.columns), data.contexts if _asks_where(self.model) else None
         if not _asks_who(self.model) or data.annotators is None:
-            return _odds(self.model, X)
+            return _odds(self.model, X, where)
         known = set(_people_of(self.model))
         told = np.array([person in known for person in data.annotators], dtype=bool)
         odds = np.zeros(len(data))
-        if told.any():
-            odds[told] = _odds(self.model, X[told], annotators=[who for who in data.annotators if who in known])
-        if not told.all():
-            odds[~told] = _odds(self.model, X[~told])
+        for rows in (told, ~told):
+            if rows.any():
+                people = [who for who in data.annotators if who in known] if rows is told else None
+                odds[rows] = _odds(self.model, X[rows], None if where is None else where[rows], people)
         return odds
 
 
@@ -574,7 +586,7 @@ def _met(candidate: Candidate, data: Judgements, known: Rows, test: Rows) -> Flo
     """Predictions for new people by a fitted model of people that is told some of their judgements."""
     tested = data.take(test)
     if not len(known):
-        return _odds(candidate.model, tested.options(candidate.columns))
+        return candidate.log_odds(tested)
     told = data.take(known)
     # The model is fitted again for every number of labels, and must not remember the last one's people.
     model = candidate.model
@@ -613,13 +625,20 @@ def _asks_who(model: Any) -> bool:
     return isinstance(getattr(model, "estimator", model), IdealPoints)
 
 
+def _asks_where(model: Any) -> bool:
+    """Whether a model, or the one inside it, reads the prompt."""
+    inner = getattr(model, "estimator", model)
+    return bool(getattr(inner, "gate", False)) or getattr(inner, "variant", "A") == "B"
+
+
 def _people_of(model: Any) -> list[Hashable]:
     inner = getattr(model, "estimator_", None) or (getattr(model, "members_", None) or [model])[0]
     found: list[Hashable] = inner.annotators_.tolist()
     return found
 
 
-def _odds(model: Any, X: NDArray[Any], **given: Any) -> Floats:
+def _odds(model: Any, X: NDArray[Any], where: Floats | None = None, people: Sequence[Hashable] | None = None) -> Floats:
+    given = {name: value for name, value in (("prompts", where), ("annotators", people)) if value is not None}
     if hasattr(model, "predict_log_proba"):
         log_p = model.predict_log_proba(X, **given)
         found: Floats = log_p[:, -1] - log_p[:, 0]
