@@ -143,7 +143,12 @@ def test_new_people_are_learned_from_few_labels() -> None:
     assert found.log_likelihood["alone"][0].mean == pytest.approx(-math.log(2))
     assert found.log_likelihood["everybody"][0] == found.log_likelihood["everybody"][2]
     assert found.log_likelihood["alone"][2].mean > found.log_likelihood["alone"][0].mean
-    assert len(found.table().rows) == 9
+    # Without labels half of the people that are known say the opposite of the other half.
+    likely = found.log_likelihood["ideal, as known people"]
+    assert likely[0].mean == pytest.approx(-math.log(2), abs=0.05)
+    assert likely[1].mean > found.log_likelihood["ideal"][1].mean
+    assert likely[2].mean > -0.5
+    assert len(found.table().rows) == 12
     assert "ideal" in found.plot().csv()
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
@@ -19,12 +20,14 @@ from sklearn.base import clone
 
 from prefkit.diagnostics.intervals import Interval, bootstrap_interval
 from prefkit.errors import OptionError, PrefkitError
-from prefkit.preference import BradleyTerry, IdealPoints
+from prefkit.preference import BradleyTerry, IdealPoints, infer_context
 from prefkit.preference.inputs import outcomes_of, pairs_of, weights_of
 from prefkit.report import Curve, Plot, Table, curves
 
 Floats: TypeAlias = NDArray[np.float64]
 Rows: TypeAlias = NDArray[np.int64]
+
+_AS_KNOWN = "{}, as known people"
 
 BINS = 10
 """Bins of the calibration error."""
@@ -489,6 +492,9 @@ def new_people(
     """Cross-validate over people and groups at once: nothing is known of a new person but a few judgements.
 
     People are divided into folds, and so are groups. Models are fitted to the people and groups that are not held out.
+    Each model predicts a new person twice: by a mixture that is fitted to the labels, and "as known people": by the
+    mean of what the people whom it knows would say, each weighed by how likely he or she makes the labels.
+
     A new person's labels are drawn from the same groups; the judgements that are predicted are those of the
     groups that are held out. The first labels of a person are among the first of a longer list.
 
@@ -517,7 +523,7 @@ def new_people(
     everybody, alone = everybody or linear, alone or linear
     people = np.unique([str(person) for person in data.annotators], return_inverse=True)[1]
     person_fold, group_fold = group_folds(people, folds, seed), group_folds(data.groups, folds, seed + 1)
-    names = ["everybody", "alone", *models]
+    names = ["everybody", "alone", *(line for name in models for line in (name, _AS_KNOWN.format(name)))]
     # Of every name and number of labels the log-likelihood and the accuracy of each person.
     terms: dict[str, list[Floats]] = {name: [np.full(len(data), np.nan) for _ in labels] for name in names}
     chosen: dict[str, list[str]] = {}
@@ -542,12 +548,19 @@ def new_people(
             if best.name:
                 chosen.setdefault(name, []).append(best.name)
             fitted[name] = best.fit(train)
+        seen = np.concatenate([pool, test])
+        opinions = {name: _opinions(candidate, data.take(seen)) for name, candidate in fitted.items()}
         own = choose(alone, train, folds=inner, seed=seed)
         for place, count in enumerate(labels):
             known = pool[(rank[pool] < count) & enough[people[pool]]]
             terms["alone"][place][test] = _alone(own, data, people, known, test) if count else 0.0
             for name, candidate in fitted.items():
                 terms[name][place][test] = _met(candidate, data, known, test)
+                told = np.isin(seen, known)
+                told[len(pool) :] = False
+                terms[_AS_KNOWN.format(name)][place][test] = _as_known(
+                    opinions[name], data.y[seen], people[seen], told, np.arange(len(seen)) >= len(pool)
+                )
         if watch is not None:
             watch(f"people, part {held + 1}")
     told = np.isfinite(terms["everybody"][0])
@@ -596,6 +609,28 @@ def _met(candidate: Candidate, data: Judgements, known: Rows, test: Rows) -> Flo
         return candidate.log_odds(tested)
     finally:
         model.annotators_, model.mixtures_ = people, mixtures
+
+
+def _opinions(candidate: Candidate, data: Judgements) -> Floats:
+    """`[people, n]`, what each person whom a model knows makes of comparisons."""
+    where = data.contexts if _asks_where(candidate.model) else None
+    found: Floats = candidate.model.decisions(data.options(candidate.columns), prompts=where)
+    return found
+
+
+def _as_known(opinions: Floats, y: Floats, people: Rows, known: NDArray[np.bool_], test: NDArray[np.bool_]) -> Floats:
+    """Predictions for new people as for somebody like those whom the model knows."""
+    odds = np.zeros(len(y))
+    for person in np.unique(people[test]):
+        own, told = test & (people == person), known & (people == person) & (y != 0.5)
+        labels = torch.from_numpy((y[told] > 0.5).astype(np.int64))
+        posterior = infer_context(torch.from_numpy(opinions[:, told].T), labels, _uniform(len(opinions))).posterior
+        odds[own] = logit(np.clip(posterior.numpy() @ expit(opinions[:, own]), 1e-12, 1 - 1e-12))
+    return odds[test]
+
+
+def _uniform(count: int) -> torch.Tensor:
+    return torch.full((count,), 1 / count, dtype=torch.float64)
 
 
 def _alone(candidate: Candidate, data: Judgements, people: Rows, known: Rows, test: Rows) -> Floats:
