@@ -34,6 +34,8 @@ from prefkit.training.progress import counting
 WORDS, DIMENSIONS = 200, 48
 NEUTRAL = -1
 HALF = 0.5
+MOST_DIALOGUES = 1000
+"""Pairs of each criterion of HH-RLHF, for the time that it takes."""
 
 
 class Said(NamedTuple):
@@ -220,7 +222,11 @@ def translations(data: Path) -> JudgedSet:
 def dialogues(data: Path) -> JudgedSet:
     made = JudgedSet("hh_rlhf", "which of two replies is more helpful, or more harmless", "opening prompts")
     for criterion, name in (("helpful", "helpful-base"), ("harmless", "harmless-base")):
-        for row in jsonl(data / "hh_rlhf" / f"{name}.jsonl.gz"):
+        rows = list(jsonl(data / "hh_rlhf" / f"{name}.jsonl.gz"))
+        kept = drawn((row["chosen"] for row in rows), MOST_DIALOGUES)
+        for row in rows:
+            if row["chosen"] not in kept:
+                continue
             (prompt, chosen), (other, rejected) = (
                 dialogue.rsplit("\n\nAssistant:", 1) for dialogue in (row["chosen"], row["rejected"])
             )

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from judgement_sets import NAMES, NEUTRAL, SETS, Features, JudgedSet, Said, features_of
+from scipy.special import expit
 from sklearn.base import BaseEstimator
 
 from prefkit.diagnostics import (
@@ -50,13 +51,12 @@ from prefkit.training.progress import bar
 
 FOLDS, INNER = 4, 2
 BASELINE = "Bradley-Terry"
-RIDGES = (10.0, 100.0, 1000.0)
+RIDGES = (30.0, 300.0, 3000.0)
 PROTOTYPES = (1, 2, 3, 5)
 LABELS = (0, 2, 5, 10, 20)
 LEAST_VOTES = 30
 JOKE_PARTS = 5
 WITH_PEOPLE = ("dices", "multipico", "ukp_convarg")
-MOST_TRIPLES = 100
 
 
 class Voted(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no annotations
@@ -72,9 +72,8 @@ class Voted(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no annotat
         if self.how == "flip":
             y = np.where(flip_weakest(vote.mean, fraction=self.fraction).mask.numpy(), 1 - y, y)
         elif self.how == "soft":
-            share = vote.vote_share.numpy()
-            agreed = np.where(y >= 0.5, share, 1 - share)
-            y = 0.5 * (y + agreed)
+            said = expit(np.where(y >= 0.5, 1.0, -1.0) * vote.mean.numpy())
+            y = 0.5 * (y + said)
         else:
             margins = vote.mean.numpy()
         self.model_ = FeatureRewardModel(epochs=self.epochs).fit(X, y, sample_weight, margins=margins)
@@ -339,7 +338,7 @@ def measured(name: str, data: Path, output: Path, embedder: Path | None) -> dict
         plot.figure.savefig(output / f"preference-people-{name}.svg", metadata={"Date": None})
     return {
         "about": judged.about,
-        "counts": counts(made, options),
+        "counts": counts(judged),
         "named features": NAMES,
         "tables": [table.to_dict() for table in tables],
         "markdown": [[table.title, table.markdown().replace("\\[", "[").replace("\\]", "]")] for table in tables],
@@ -349,7 +348,7 @@ def measured(name: str, data: Path, output: Path, embedder: Path | None) -> dict
     }
 
 
-def counts(judged: JudgedSet, options: Options) -> dict[str, Any]:
+def counts(judged: JudgedSet) -> dict[str, Any]:
     said: Sequence[Said] = judged.said
     people = {each.person for each in said if each.person is not None}
     ties = sum(each.count for each in said if each.outcome == 0.5)
@@ -357,9 +356,9 @@ def counts(judged: JudgedSet, options: Options) -> dict[str, Any]:
     return {
         "judgements": total,
         "ties": ties / total,
-        "pairs": int(options.data.items.max()) + 1 if options.data.items is not None else None,
+        "pairs": len({(each.first, each.second) for each in said}),
         "people": len(people),
-        judged.unit: len({each.group for each in said}),
+        "groups": len({each.group for each in said}),
     }
 
 
