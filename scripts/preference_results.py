@@ -55,6 +55,7 @@ RIDGES = (30.0, 300.0, 3000.0)
 PROTOTYPES = (1, 2, 3, 5)
 LABELS = (0, 2, 5, 10, 20)
 LEAST_VOTES = 30
+READINESS = "Bradley-Terry, and each person's readiness"
 JOKE_PARTS = 5
 WITH_PEOPLE = ("dices", "multipico", "ukp_convarg")
 
@@ -221,6 +222,9 @@ def over_prompts(options: Options, judged: JudgedSet, folds: int) -> tuple[Cross
             made, options.data, folds=folds, inner=INNER, watch=lambda name: progress.update(task, advance=1, note=name)
         )
     odds = {"chance": np.zeros(len(options.data)), **found.odds}
+    if judged.said[0].second == NEUTRAL:
+        own, choice = own_readiness(options)
+        odds[READINESS] = cross_validate({READINESS: choice}, own, folds=folds, inner=INNER).odds[READINESS]
     if judged.name != "hh_rlhf":
         odds["the other people (ceiling)"] = annotator_ceiling(options.data)
     clusters = np.array([f"{a}-{b}" for a, b in options.data.X]) if judged.name == "humour_pairs" else None
@@ -239,6 +243,24 @@ def over_prompts(options: Options, judged: JudgedSet, folds: int) -> tuple[Cross
         title = f"{judged.name}: by criterion"
         tables.append(Table(["criterion", "model", "log-likelihood", "accuracy"], rows, title))
     return found, tables
+
+
+def own_readiness(options: Options) -> tuple[Judgements, list[Candidate]]:
+    """Answers with a feature a person: the simplest model of people, who differ in how readily they say yes."""
+    data = options.data
+    assert data.annotators is not None
+    assert data.features is not None
+    person = np.unique(np.array(data.annotators, dtype=str), return_inverse=True)[1]
+    best = list(options.best().values())[-1]
+    seen = data.features[:, best][data.X[:, 0]]
+    n = len(data)
+    values = np.zeros((n + 1, seen.shape[1] + person.max() + 1))
+    values[:n, : seen.shape[1]] = seen
+    # Three times as large, so that the penalty leaves these weights freer than those of features.
+    values[np.arange(n), seen.shape[1] + person] = 3.0
+    X = np.stack([np.arange(n), np.full(n, n)], axis=1)
+    own = Judgements(X, data.y, data.groups, data.weights, features=values)
+    return own, [Candidate(BradleyTerry(ridge=ridge), name=f"ridge {ridge:g}") for ridge in RIDGES]
 
 
 def over_people(options: Options, judged: JudgedSet) -> NewPeople:
@@ -341,7 +363,6 @@ def measured(name: str, data: Path, output: Path, embedder: Path | None) -> dict
         "counts": counts(judged),
         "named features": NAMES,
         "tables": [table.to_dict() for table in tables],
-        "markdown": [[table.title, table.markdown().replace("\\[", "[").replace("\\]", "]")] for table in tables],
         "chosen": chosen,
         "seconds of each model": dict(found.seconds),
         "seconds": time.perf_counter() - start,
@@ -381,14 +402,42 @@ def main() -> None:
             done.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         if done.is_file():
             results[name] = json.loads(done.read_text(encoding="utf-8"))
-    lines = []
-    for name, found in results.items():
-        lines.append(f"## {name}: {found['about']}\n\n{found['counts']} in {found['seconds']:.0f} s\n")
-        lines += [f"### {title}\n\n{table}" for title, table in found["markdown"]]
-        lines.append(f"chosen: {json.dumps(found['chosen'], indent=1)}\n")
-        del found["markdown"]
+    lines = [line for name, found in results.items() for line in page_of(name, found)]
     (arguments.output / "tables.md").write_text("\n".join(lines), encoding="utf-8")
     (arguments.output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def page_of(name: str, found: dict[str, Any]) -> list[str]:
+    """A set's tables as the page shows them."""
+    lines = [f"## {name}", "", f"{found['about']}: {found['counts']}, {found['seconds']:.0f} s", ""]
+    for table in found["tables"]:
+        columns, rows = table["columns"], table["rows"]
+        if "labels" in columns:
+            columns, rows = by_labels(rows)
+        lines += [f"**{table['title']}**", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+        lines += [f"| {' | '.join(map(cell, row))} |" for row in rows] + [""]
+    for kind, chosen in found["chosen"].items():
+        for model, names in chosen.items():
+            lines.append(
+                f"- {kind}, {model}: {'; '.join(f'{names.count(each)} x {each}' for each in sorted(set(names)))}"
+            )
+    return [*lines, ""]
+
+
+def by_labels(rows: list[list[Any]]) -> tuple[list[str], list[list[Any]]]:
+    """New people with a column a number of labels: log-likelihood of everybody's model, and gains over it."""
+    counts_of = sorted({row[1] for row in rows})
+    shown = {}
+    for name, count, likelihood, gain, _ in rows:
+        shown.setdefault(name, {})[count] = likelihood if gain is None else gain
+    return ["model", *map(str, counts_of)], [[name, *(own[each] for each in counts_of)] for name, own in shown.items()]
+
+
+def cell(value: Any) -> str:
+    """A value of a table; intervals with three decimals."""
+    if isinstance(value, dict):
+        value = f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+    return "" if value is None else str(value).replace("-0.", "−0.").replace("−0.000", "0.000")
 
 
 if __name__ == "__main__":
