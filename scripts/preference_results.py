@@ -101,7 +101,8 @@ class Options:
         self.criteria = sorted({each.criterion for each in said if each.criterion is not None})
         size = len(judged.texts)
         neutral = any(each.second == NEUTRAL for each in said)
-        values = np.column_stack([features.values, np.ones(size)]) if neutral else features.values
+        # The readiness is larger than standardised features, so that penalties hardly touch it.
+        values = np.column_stack([features.values, np.full(size, 3.0)]) if neutral else features.values
         blocks = {name: list(columns) for name, columns in features.blocks.items()}
         if neutral:
             # The readiness to say yes belongs to every model of answers about one text.
@@ -436,8 +437,9 @@ def by_labels(rows: list[list[Any]]) -> tuple[list[str], list[list[Any]]]:
 def cell(value: Any) -> str:
     """A value of a table; intervals with three decimals."""
     if isinstance(value, dict):
-        value = f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
-    return "" if value is None else str(value).replace("-0.", "−0.").replace("−0.000", "0.000")
+        shown = f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]".replace("-", "\u2212")
+        return shown.replace("\u22120.000", "0.000")
+    return "" if value is None else str(value)
 
 
 if __name__ == "__main__":
