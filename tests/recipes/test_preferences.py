@@ -71,7 +71,7 @@ def test_models_of_words_generalise_to_new_prompts_and_are_saved(
     model: dict[str, Any], file: Path, tmp_path: Path
 ) -> None:
     result = run_preference(config(file, tmp_path / "run", model, features={"size": 40}))
-    likelihood, accuracy = held_out(result.table, model["estimator"])
+    likelihood, accuracy, _ = held_out(result.table, model["estimator"])
     assert accuracy.mean > 0.95
     assert likelihood.mean > -0.65
     assert accuracy.n == 20
@@ -113,6 +113,37 @@ def test_people_who_disagree_need_ideal_points(tmp_path: Path) -> None:
         evaluate_preference(result.model, [Comparison(*pair)])
 
 
+def opposed(path: Path) -> Path:
+    """Twelve people, every other one of whom prefers bad words, on 60 pairs that all of them judge."""
+    rng = np.random.default_rng(0)
+    with path.open("w") as out:
+        for pair in range(60):
+            texts = [f"{rng.choice(GOOD)} {pair}", f"{rng.choice(BAD)} {pair}"]
+            for person in range(12):
+                chosen, rejected = texts if person % 2 else texts[::-1]
+                line = {"prompt": f"q{pair % 20}", "chosen": chosen, "rejected": rejected, "annotator": f"p{person}"}
+                out.write(json.dumps(line) + "\n")
+    return path
+
+
+def test_prototypes_are_chosen_and_new_people_met(tmp_path: Path) -> None:
+    model = {"estimator": "ideal_points", "loss": "logistic", "steps": 80}
+    made = {"choose": {"prototypes": [1, 2]}, "new_people": [0, 5], "folds": 3, "inner_folds": 2}
+    file = opposed(tmp_path / "people.jsonl")
+    result = run_preference(config(file, tmp_path / "run", model, features={"size": 12}, **made))
+    assert load_preference(result.model)[0].prototypes == 2
+    # Half of the others are always on either side: their majority is no ceiling for who knows the person.
+    ceiling = held_out(result.table, "other annotators")[0].mean
+    assert ceiling == pytest.approx(-np.log(2), abs=0.02)
+    assert held_out(result.table, "ideal_points")[0].mean > ceiling + 0.3
+    assert result.people is not None
+    assert result.people.people == 12
+    assert result.people.gains["ideal_points"][1].low > 0.1
+    page = result.report.read_text()
+    assert "prototypes = 2" in page
+    assert "New people" in page
+
+
 def test_features_may_come_with_the_records(tmp_path: Path) -> None:
     path = write(tmp_path / "given.jsonl", vectors=lambda row: [[1.0, row / 60], [0.0, 0.5]])
     features = {"kind": "given", "field": "vectors"}
@@ -147,6 +178,9 @@ def test_models_of_recipes_are_configurations(slug: str, file: Path, tmp_path: P
         ({"estimator": "thurstone", "rigde": 1}, {}, "unknown option of thurstone 'rigde'; did you mean 'ridge'"),
         ({"estimator": "bradley_terry"}, {"folds": 30}, "folds = 30, but the file has 20 prompts"),
         ({"estimator": "bradley_terry"}, {"features": {"kind": "words"}}, "features.kind"),
+        ({"estimator": "bradley_terry"}, {"choose": {"ridge": []}}, "choose.ridge must list at least one value"),
+        ({"estimator": "bradley_terry"}, {"choose": {"rigde": [1.0]}}, "did you mean 'ridge'"),
+        ({"estimator": "bradley_terry"}, {"new_people": [2]}, "new_people is for ideal_points"),
         (
             {"estimator": "general_preference", "gate": True},
             {"features": {"kind": "given"}},

@@ -94,6 +94,8 @@ def show_preference_run(values: Mapping[str, Any]) -> None:
     console = Console()
     console.print(result.table)
     console.print(result.calibration_table())
+    if result.people is not None:
+        console.print(result.people.table(f"{result.people.people} new people"))
     console.print(f"fitted to {result.pairs} pairs", highlight=False)
     if result.skipped:
         first = str(result.skipped[0])

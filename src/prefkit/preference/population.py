@@ -422,6 +422,19 @@ class IdealPoints(PreferenceModel):
             scores = self._shared(array[:, 0], array[:, 1], points)
         return -np.asarray(scores.double().cpu().numpy())
 
+    def decisions(self, X: Any, *, prompts: ArrayLike | None = None) -> Floats:
+        """`[people, n]`, what each of the people of `annotators_` makes of the comparisons.
+
+        With `infer_context` they predict a new person of whom little is known: as somebody like them, each as likely as
+        the new person's judgements make it.
+
+        Args:
+            X: `[n, 2, d]`.
+            prompts: see `decision_function`.
+        """
+        check_is_fitted(self)
+        return np.stack([self.decision_function(X, weights=own, prompts=prompts) for own in self.mixtures_])
+
     def predict_log_proba(self, X: Any, **given: Any) -> Floats:
         """See `PreferenceModel`."""
         odds = torch.from_numpy(self.decision_function(X, **given))

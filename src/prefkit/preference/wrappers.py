@@ -264,6 +264,15 @@ class Calibrated(PreferenceModel):
         return np.stack([log_expit(-odds), log_expit(odds)], axis=1)
 
 
+def unwrapped(model: Any) -> Any:
+    """The model itself, without an ensemble or a temperature around it; one of the members, if they are fitted."""
+    if isinstance(model, Calibrated):
+        return unwrapped(model.estimator_ if hasattr(model, "estimator_") else model.estimator)
+    if isinstance(model, Ensemble):
+        return unwrapped(model.members_[0] if hasattr(model, "members_") else model.estimator)
+    return model
+
+
 def take(given: dict[str, Any], rows: Any) -> dict[str, Any]:
     """The entries of some rows of arguments that have one a row; None stays."""
     found: dict[str, Any] = {}

@@ -10,18 +10,32 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
-from sklearn.base import clone
+from pydantic import Field, field_validator, model_validator
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from prefkit.comparisons import Comparison, RecordError, pairs
 from prefkit.comparisons.record import Text
-from prefkit.diagnostics import Calibration, Interval, bootstrap_interval, calibration_change, pair_calibration
+from prefkit.diagnostics import (
+    Calibration,
+    Candidate,
+    CrossValidation,
+    Interval,
+    Judgements,
+    NewPeople,
+    annotator_ceiling,
+    calibration_change,
+    cross_validate,
+    held_out_figures,
+    new_people,
+    pair_calibration,
+)
+from prefkit.diagnostics.cross_validation import choose
 from prefkit.errors import OptionError, PrefkitError, unknown
 from prefkit.language import BUILTIN, load_reward, response_states
 from prefkit.options import Options
@@ -38,6 +52,7 @@ from prefkit.preference import (
     load_preference_model,
     save_preference_model,
 )
+from prefkit.preference.wrappers import unwrapped
 from prefkit.recipes.run import DataOptions, comparisons
 from prefkit.report import Plot, Report, Table
 
@@ -79,6 +94,15 @@ class PreferenceConfig(Options):
     features: FeatureOptions = Field(default_factory=FeatureOptions, description="how texts become features")
     calibrate: bool = Field(False, description="divide log-odds by the temperature that held-out comparisons ask for")
     folds: int = Field(5, ge=2, description="parts of the prompts for cross-validation")
+    choose: dict[str, list[Any]] = Field(
+        default_factory=dict,
+        description="options of the estimator, with values of which the most likely on held-out prompts is taken",
+    )
+    inner_folds: int = Field(3, ge=2, description="parts of the training part in which `choose` chooses")
+    new_people: list[Annotated[int, Field(ge=0)]] = Field(
+        default_factory=list,
+        description="ideal points: also cross-validate over people, of whom so many judgements are known",
+    )
     seed: int = Field(0, description="of the folds")
     output: str = Field(description="the run folder")
 
@@ -87,6 +111,17 @@ class PreferenceConfig(Options):
     def _known(cls, value: dict[str, Any]) -> dict[str, Any]:
         _estimator(value)
         return value
+
+    @model_validator(mode="after")
+    def _applies(self) -> Self:
+        for option, values in self.choose.items():
+            if not values:
+                raise ValueError(f"choose.{option} must list at least one value")
+            for value in values:
+                _estimator({**self.model, option: value})
+        if self.new_people and self.model.get("estimator") != "ideal_points":
+            raise ValueError("new_people is for ideal_points: no other estimator is fitted to people")
+        return self
 
 
 def _estimator(options: Mapping[str, Any]) -> PreferenceModel:
@@ -178,19 +213,11 @@ class Examples(NamedTuple):
     """Pairs of a file as a model takes them.
 
     Args:
-        X: `[n, 2, d]`, features.
-        y: probability that the first one is preferred.
-        weights: importance.
-        given: what the model needs besides, one entry a row.
-        prompts: number of the prompt of each row.
+        data: the pairs, grouped by prompt.
         skipped: records that could not be used.
     """
 
-    X: Floats
-    y: Floats
-    weights: Floats
-    given: dict[str, Any]
-    prompts: NDArray[np.int64]
+    data: Judgements
     skipped: list[RecordError]
 
 
@@ -206,8 +233,9 @@ def examples(records: Iterable[Comparison], featuriser: Featuriser, model: Prefe
         PrefkitError: no record can be used.
     """
     X: list[Floats] = []
-    y, weights, people, contexts, places = [], [], [], [], []
-    numbers: dict[str, int] = {}
+    y, weights, people, contexts, places, items = [], [], [], [], [], []
+    numbers: dict[Any, int] = {}
+    prompts: dict[str, int] = {}
     skipped: list[RecordError] = []
     for record in records:
         try:
@@ -221,10 +249,15 @@ def examples(records: Iterable[Comparison], featuriser: Featuriser, model: Prefe
             source, line = error.source or record.source, error.line or record.line
             skipped.append(RecordError(error.problem, field=error.field, source=source, line=line))
             continue
-        number = numbers.setdefault(_text(record.prompts[0]), len(numbers))
+        number = prompts.setdefault(_text(record.prompts[0]), len(prompts))
         for pair in found:
-            X.append(features[[pair.chosen, pair.rejected]])
-            y.append(pair.probability)
+            # People judge the same pair in either order: one order for all.
+            texts = _joined(record, pair.chosen), _joined(record, pair.rejected)
+            turned = texts[0] > texts[1]
+            own = features[[pair.rejected, pair.chosen] if turned else [pair.chosen, pair.rejected]]
+            X.append(own)
+            y.append(1 - pair.probability if turned else pair.probability)
+            items.append(numbers.setdefault((record.criterion, *sorted(texts), own.tobytes()), len(numbers)))
             weights.append(pair.weight)
             people.append(record.annotator)
             places.append(number)
@@ -233,12 +266,16 @@ def examples(records: Iterable[Comparison], featuriser: Featuriser, model: Prefe
     if not X:
         first = f"; the first problem: {skipped[0]}" if skipped else ""
         raise PrefkitError(f"no comparison can be used{first}")
-    given: dict[str, Any] = {}
-    if _needs(model, "annotators"):
-        given["annotators"] = people
-    if _needs(model, "prompts"):
-        given["prompts"] = np.array(contexts)
-    return Examples(np.array(X), np.array(y), np.array(weights), given, np.array(places), skipped)
+    data = Judgements(
+        np.array(X),
+        np.array(y),
+        np.array(places),
+        np.array(weights),
+        annotators=None if None in people else people,
+        items=np.array(items),
+        contexts=np.array(contexts) if contexts else None,
+    )
+    return Examples(data, skipped)
 
 
 @dataclass(frozen=True)
@@ -253,6 +290,7 @@ class PreferenceResult:
         skipped: records that could not be used.
         model: folder of the model.
         report: the page.
+        people: figures of people whom the model has not met, where they were asked for.
     """
 
     table: Table
@@ -262,6 +300,7 @@ class PreferenceResult:
     skipped: Sequence[RecordError]
     model: Path
     report: Path
+    people: NewPeople | None = None
 
     def calibration_table(self) -> Table:
         """Whether the probabilities mean what they say, before and after the temperature if there is one."""
@@ -281,39 +320,52 @@ def run_preference(config: PreferenceConfig) -> PreferenceResult:
     model = _estimator(config.model)
     featuriser = Featuriser(config.features)
     featuriser.fit(records)
-    data = examples(records, featuriser, model)
-    count = int(data.prompts.max()) + 1
+    data, skipped = examples(records, featuriser, model)
+    count = int(data.groups.max()) + 1
     if count < config.folds:
         raise OptionError(f"folds = {config.folds}, but the file has {count} prompts: cross-validation is over prompts")
     name = str(config.model.get("estimator", "bradley_terry"))
-    held_out = {name: _held_out(model, data, config)}
-    if name != "bradley_terry":
-        held_out["bradley_terry"] = _held_out(BradleyTerry(ridge=1.0), data._replace(given={}), config)
-    rows = [[label, *_figures(odds, data)] for label, odds in held_out.items()]
+    choice = _choice(config)
+    models: dict[str, Any] = {name: choice, "bradley_terry": Candidate(BradleyTerry(ridge=1.0))}
+    if name == "bradley_terry":
+        models = {name: choice}
+    found = cross_validate(models, data, folds=config.folds, inner=config.inner_folds, seed=config.seed)
+    odds = dict(found.odds)
     temperature = None
     if config.calibrate:
         try:
             temperature = cross_fitted_temperature(
-                held_out[name], data.y, data.weights, groups=data.prompts, seed=config.seed
+                odds[name], data.y, data.counts, groups=data.groups, seed=config.seed
             )
         except PrefkitError as error:
             raise OptionError(f"calibrate: no temperature can be found: {error}") from error
-        rows.append([f"{name}, calibrated", *_figures(temperature.log_odds, data)])
-    rows.append(["chance", *_figures(np.zeros(len(data.y)), data)])
-    table = Table(["model", "log-likelihood", "accuracy"], rows, f"Held out, {config.folds} parts of the prompts")
-    found, plain = _calibration(held_out[name], data, config.seed), None
-    fitted = clone(model).fit(data.X, data.y, data.weights, **data.given)
+        odds[f"{name}, calibrated"] = temperature.log_odds
+    odds["chance"] = np.zeros(len(data))
+    if data.annotators is not None and data.items is not None and len(np.unique(data.items)) < len(data):
+        odds["other annotators"] = annotator_ceiling(data)
+    table = CrossValidation(data, odds).table(title=f"Held out, {config.folds} parts of the prompts")
+    reliability, plain = _calibration(odds[name], data, config.seed), None
+    people = None
+    if config.new_people:
+        people = new_people(
+            {name: choice}, data, labels=config.new_people, folds=config.folds, inner=config.inner_folds
+        )
+    best = choose(choice, data, folds=config.inner_folds, seed=config.seed)
+    fitted: PreferenceModel = best.fit(data).model
     if temperature is not None:
-        found, plain = _calibration(temperature.log_odds, data, config.seed, _AFTER), found
+        reliability, plain = _calibration(temperature.log_odds, data, config.seed, _AFTER), reliability
         fitted = Calibrated.around(fitted, temperature.value)
     folder = Path(config.output)
     saved = save_preference_model(fitted, folder / "model")
     featuriser.save(saved)
     (folder / "config.json").write_text(config.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    page = Report(f"{name} on {config.data.path}", f"{len(data.y)} pairs under {count} prompts.")
+    page = Report(f"{name} on {config.data.path}", f"{len(data)} pairs under {count} prompts.")
     page.section("Held out", "Cross-validated over prompts, with 95% intervals over prompts.", table)
-    result = PreferenceResult(table, found, plain, len(data.y), data.skipped, saved, folder / "report.html")
-    plots = [found.plot] if plain is None else [plain.plot, found.plot]
+    if best.name:
+        parts = ", ".join(found.chosen[name])
+        page.section("Chosen", f"{best.name}, by held-out log-likelihood; in the parts of cross-validation: {parts}.")
+    result = PreferenceResult(table, reliability, plain, len(data), skipped, saved, folder / "report.html", people)
+    plots = [reliability.plot] if plain is None else [plain.plot, reliability.plot]
     text = "Do the probabilities mean what they say?"
     if temperature is not None:
         text += (
@@ -321,11 +373,25 @@ def run_preference(config: PreferenceConfig) -> PreferenceResult:
             "the other half of the prompts asks for."
         )
     page.section("Calibration", text, result.calibration_table(), *plots)
+    if people is not None:
+        page.section("New people", "People and prompts are held out at once.", people.table(), people.plot())
     page.write(result.report)
     return result
 
 
 _AFTER = "Reliability, after the temperature"
+
+
+def _choice(config: PreferenceConfig) -> Any:
+    """The model, or one candidate for each combination of the options among which to choose."""
+    if not config.choose:
+        return Candidate(_estimator(config.model))
+    found = []
+    for values in product(*config.choose.values()):
+        own = dict(zip(config.choose, values, strict=True))
+        name = ", ".join(f"{option} = {value}" for option, value in own.items())
+        found.append(Candidate(_estimator({**config.model, **own}), name=name))
+    return found
 
 
 def load_preference(folder: str | Path) -> tuple[PreferenceModel, Featuriser]:
@@ -454,21 +520,13 @@ def evaluate_preference(folder: str | Path, records: Iterable[Comparison]) -> Pr
         PrefkitError: the folder holds no model, or no record can be used.
     """
     model, featuriser = load_preference(folder)
-    data = examples(records, featuriser, model)
-    odds = _log_odds(model, data, np.arange(len(data.y)))
-    if not isinstance(model, Calibrated):
-        return PreferenceEvaluation(*_figures(odds, data), _calibration(odds, data, 0), None, data.skipped)
-    plain = _calibration(odds * model.temperature_, data, 0)
-    return PreferenceEvaluation(*_figures(odds, data), _calibration(odds, data, 0, _AFTER), plain, data.skipped)
-
-
-def _inner(model: PreferenceModel) -> PreferenceModel:
-    """The model itself, without an ensemble or a temperature around it; one of the members that were fitted."""
+    data, skipped = examples(records, featuriser, model)
+    odds = Candidate(model).log_odds(data)
+    found = held_out_figures(odds, data.y, weights=data.counts, clusters=data.groups)
+    after, plain = _calibration(odds, data, 0), None
     if isinstance(model, Calibrated):
-        return _inner(model.estimator_ if hasattr(model, "estimator_") else model.estimator)
-    if isinstance(model, Ensemble):
-        return _inner(model.members_[0] if hasattr(model, "members_") else model.estimator)
-    return model
+        after, plain = _calibration(odds, data, 0, _AFTER), _calibration(odds * model.temperature_, data, 0)
+    return PreferenceEvaluation(found.log_likelihood, found.accuracy, after, plain, skipped)
 
 
 def _ensemble(model: PreferenceModel) -> Ensemble | None:
@@ -478,79 +536,30 @@ def _ensemble(model: PreferenceModel) -> Ensemble | None:
 
 def _people(model: PreferenceModel) -> set[Any]:
     """The people whom it knows."""
-    return set(getattr(_inner(model), "annotators_", np.empty(0)).tolist())
+    return set(getattr(unwrapped(model), "annotators_", np.empty(0)).tolist())
 
 
 def _needs(model: PreferenceModel, name: str) -> bool:
-    model = _inner(model)
+    model = unwrapped(model)
     if name == "annotators":
         return isinstance(model, IdealPoints)
     return getattr(model, "gate", False) or getattr(model, "variant", "A") == "B"
 
 
-def _held_out(model: PreferenceModel, data: Examples, config: PreferenceConfig) -> Floats:
-    """`[n]`, log-odds of each pair by a model that has not seen its prompt."""
-    prompts = int(data.prompts.max()) + 1
-    fold = (np.random.default_rng(config.seed).permutation(prompts) % config.folds)[data.prompts]
-    odds = np.zeros(len(data.y))
-    for held in range(config.folds):
-        rest, test = np.flatnonzero(fold != held), np.flatnonzero(fold == held)
-        fitted = clone(model).fit(data.X[rest], data.y[rest], data.weights[rest], **_rows(data.given, rest))
-        odds[test] = _log_odds(fitted, data, test)
-    return odds
-
-
-def _log_odds(model: PreferenceModel, data: Examples, rows: NDArray[np.int64]) -> Floats:
-    """`[rows]`, log-odds of some pairs; a person whom the model does not know is judged as the mean of all."""
-    people = data.given.get("annotators")
-    groups = {True: rows}
-    if people is not None:
-        known = _people(model)
-        told = np.array([people[row] in known for row in rows], dtype=bool)
-        groups = {True: rows[told], False: rows[~told]}
-    odds = np.zeros(len(data.y))
-    for named, members in groups.items():
-        if len(members):
-            own = _rows(data.given, members)
-            if not named:
-                own.pop("annotators")
-            log_p = model.predict_log_proba(data.X[members], **own)
-            odds[members] = log_p[:, -1] - log_p[:, 0]
-    return odds[rows]
-
-
-def _calibration(odds: Floats, data: Examples, seed: int, title: str = "Reliability") -> Calibration:
-    # The sides are in the order of the judgement.
-    return pair_calibration(odds, data.y, clusters=data.prompts, seed=seed, title=title)
+def _calibration(odds: Floats, data: Judgements, seed: int, title: str = "Reliability") -> Calibration:
+    # The sides are in the order of the texts.
+    return pair_calibration(odds, data.y, clusters=data.groups, seed=seed, title=title)
 
 
 def _checked(featuriser: Featuriser, record: Comparison, model: PreferenceModel) -> Floats:
     """Features of a record, as many as a fitted model was fitted to."""
     features = featuriser.of(record)
-    wanted = getattr(_inner(model), "n_features_in_", features.shape[1])
+    wanted = getattr(unwrapped(model), "n_features_in_", features.shape[1])
     if features.shape[1] != wanted:
         raise RecordError(
             f"{features.shape[1]} features, the model was fitted to {wanted}", source=record.source, line=record.line
         )
     return features
-
-
-def _rows(given: Mapping[str, Any], rows: NDArray[np.int64]) -> dict[str, Any]:
-    return {
-        name: values[rows] if isinstance(values, np.ndarray) else [values[row] for row in rows]
-        for name, values in given.items()
-    }
-
-
-def _figures(odds: Floats, data: Examples) -> tuple[Interval, Interval]:
-    """Log-likelihood and accuracy, with intervals over prompts; a tie is half right and no part of the accuracy."""
-    likelihood = -(data.y * np.logaddexp(0, -odds) + (1 - data.y) * np.logaddexp(0, odds))
-    told = data.y != 0.5
-    right = 0.5 + np.sign(odds) * (data.y - 0.5)
-    return (
-        bootstrap_interval(likelihood, clusters=data.prompts),
-        bootstrap_interval(right[told], clusters=data.prompts[told]),
-    )
 
 
 def _joined(record: Comparison, place: int) -> str:
