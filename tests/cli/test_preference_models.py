@@ -182,7 +182,9 @@ def test_a_reward_on_features_is_fitted_scored_and_explained(tmp_path: Path) -> 
     length = [Comparison((f"p{n}",), ("a b c d", "a"), Winner(0)) for n in range(4)]
     write_comparisons(length, file)
     run("features", "fit", file, "--features", "words:0:10", "--output", words, "--held-out", "0")
-    assert "1 items set aside" in run("evaluate", words, hhh, "--benchmark", "hhh", "--output", output).stdout
+    assert "1 items set aside" in " ".join(
+        run("evaluate", words, hhh, "--benchmark", "hhh", "--output", output).stdout.split()
+    )
     assert json.loads(output.read_text())["subsets"]["x"]["accuracy"]["mean"] == 1.0
     with pytest.raises(OptionError, match="a reward on features is measured with --benchmark"):
         run("evaluate", words, hhh)
