@@ -394,7 +394,19 @@ def _choice(config: PreferenceConfig) -> Any:
     return found
 
 
-def load_preference(folder: str | Path) -> tuple[PreferenceModel, Featuriser]:
+class TextPreference(NamedTuple):
+    """A preference model on texts.
+
+    Args:
+        model: fitted to features.
+        featuriser: makes them.
+    """
+
+    model: PreferenceModel
+    featuriser: Featuriser
+
+
+def load_preference(folder: str | Path) -> TextPreference:
     """A model that `run_preference` saved, and the features that it takes.
 
     Raises:
@@ -406,7 +418,7 @@ def load_preference(folder: str | Path) -> tuple[PreferenceModel, Featuriser]:
         options = FeatureOptions.parse(written["options"], "features")
     except (OSError, ValueError, KeyError) as error:
         raise PrefkitError(f"{folder}: the features of the preference model cannot be read: {error}") from error
-    return model, Featuriser(options, written.get("vocabulary"))
+    return TextPreference(model, Featuriser(options, written.get("vocabulary")))
 
 
 def is_preference_model(path: str) -> bool:
@@ -429,18 +441,18 @@ class Rewarded(NamedTuple):
 
 
 def preference_rewards(
-    folder: str | Path, records: Iterable[Comparison], skipped: list[RecordError]
+    fitted: TextPreference, records: Iterable[Comparison], skipped: list[RecordError]
 ) -> Iterator[Rewarded]:
     """Each comparison with a reward a response: the mean log-odds against all of its responses.
 
     For models with rewards they differ from these by a constant; for general preferences they are what GPO takes.
 
     Args:
-        folder: of the model.
+        fitted: the model and its features.
         records: the comparisons.
         skipped: where those that cannot be scored are set aside.
     """
-    model, featuriser = load_preference(folder)
+    model, featuriser = fitted
     for record in records:
         try:
             features = _checked(featuriser, record, model)
