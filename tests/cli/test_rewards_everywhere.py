@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from prefkit.assets import comparisons_path
 from prefkit.cli import app
+from prefkit.comparisons import Comparison, Label, Ratings, RecordError
 from prefkit.language import ModelOptions, load_scorer, sample_candidates
-from prefkit.recipes.rewarding import load_ranking, scored_by, what_ranks
+from prefkit.recipes.rewarding import load_ranking, load_rewards, scored_by, what_ranks
 
 QUICK = ("training.max_steps=2", "training.batch_size=4", "report.samples=0", "data.held_out=0")
 
@@ -87,6 +88,33 @@ def test_best_of_n(model: Path, tmp_path: Path) -> None:
         assert line["reward"] == max(row["extra"]["rewards"])
         assert line["response"] == row["responses"][row["extra"]["rewards"].index(line["reward"])]
     assert "2 pairs" in run("data", "mine", kept, "--output", tmp_path / "pairs.jsonl")
+
+
+def test_one_response_alone_has_the_reward_that_it_has_beside_others(model: Path) -> None:
+    scored = load_rewards(str(model))
+    texts = (" It rains a lot.", " People should think.", " No.")
+    together = Comparison(("Why?",), texts, Ratings((0.0,) * 3))
+    ((_, rewards),) = scored([together], [])
+    for text, reward in zip(texts, rewards, strict=True):
+        ((_, own),) = scored([Comparison(("Why?",), (text,), Label(True))], [])
+        assert own == pytest.approx([reward], abs=1e-5)
+
+
+def test_what_compares_has_no_reward_of_one_response(pairs: Path, tmp_path: Path) -> None:
+    own = (
+        "model.kind=preference",
+        "model.estimator=general_preference",
+        "model.steps=5",
+        "features.size=20",
+        "folds=2",
+    )
+    run("train", "--data", pairs, "--output", tmp_path / "gpm", *settings(*own))
+    skipped: list[RecordError] = []
+    alone = Comparison(("Why?",), ("Because.",), Label(True), source="f", line=2)
+    assert list(load_rewards(str(tmp_path / "gpm" / "model"))([alone], skipped)) == []
+    assert [str(error) for error in skipped] == [
+        "f:2: field 'responses': the model compares responses: one alone has no reward"
+    ]
 
 
 def test_a_preference_model_runs_a_benchmark(model: Path, pairs: Path) -> None:

@@ -216,7 +216,7 @@ def test_commands_train_score_and_evaluate(file: Path, tmp_path: Path) -> None:
     shown = prefkit("evaluate", run / "model", file, "--output", tmp_path / "figures.json")
     assert shown.exit_code == 0, shown.output
     assert "accuracy" in shown.output
-    with pytest.raises(OptionError, match="--tokens does not apply"):
+    with pytest.raises(OptionError, match="--tokens, --samples and --followups are for language models"):
         prefkit("score", run / "model", file, "--tokens")
     with pytest.raises(OptionError, match="--resume does not apply"):
         prefkit("train", "--data", file, "--output", run, *setting, "--resume")

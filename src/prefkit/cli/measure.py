@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from prefkit.diagnostics import ContextUse, Evaluation, Ranked, Ranker, Scored, StyleUse
     from prefkit.diffusion import DiffusionScorer
     from prefkit.language import FollowupScorer, LanguageScorer, RewardScorer
+    from prefkit.preference import DomainReward
+    from prefkit.recipes.preferences import TextPreference
+    from prefkit.recipes.remote import RemoteReward
     from prefkit.recipes.rewarding import Measured, Ranking
     from prefkit.report import Plot, Table
 
@@ -95,15 +98,17 @@ def score(
     from prefkit.comparisons import load_comparisons, write_comparisons
     from prefkit.diffusion import is_pipeline, load_pipeline
     from prefkit.language import LanguageScorer, RewardScorer
+    from prefkit.preference import DomainReward
     from prefkit.recipes.preferences import is_preference_model
-    from prefkit.recipes.rewarding import followup_scorer, load_language
+    from prefkit.recipes.remote import is_address
+    from prefkit.recipes.rewarding import followup_scorer, load_language, load_ranking
 
-    if is_preference_model(model):
-        if tokens:
-            raise OptionError("--tokens does not apply: a preference model scores whole responses")
-        if samples is not None:
-            raise OptionError("--samples is for reward models; a preference model with model.ensemble has a spread")
-        _score_preferences(model, file, output, rewards_into, data_format, limit)
+    if is_address(model) or is_preference_model(model) or DomainReward.is_saved(Path(model)):
+        if tokens or samples is not None or followups is not None:
+            raise OptionError("--tokens, --samples and --followups are for language models, which this is not")
+        ranking = load_ranking(model)
+        assert not isinstance(ranking, LanguageScorer | RewardScorer)
+        _score_responses(ranking, file, output, rewards_into, data_format, limit)
         return
     images = is_pipeline(model)
     dropout = samples is not None
@@ -537,22 +542,33 @@ def _place(comparison: Comparison) -> dict[str, Any]:
     return {"source": comparison.source, "line": comparison.line, "id": comparison.id}
 
 
-def _score_preferences(
-    model: str, file: str, output: Path, rewards_into: Path | None, data_format: str | None, limit: int | None
+def _score_responses(
+    ranking: TextPreference | DomainReward | RemoteReward,
+    file: str,
+    output: Path,
+    rewards_into: Path | None,
+    data_format: str | None,
+    limit: int | None,
 ) -> None:
-    """Rewards by a preference model: of each response, the mean log-odds against all responses of its comparison."""
+    """Rewards by what is no language model, with the spread of a preference model's ensemble."""
     from prefkit.comparisons import load_comparisons, write_comparisons
-    from prefkit.recipes.preferences import load_preference, preference_rewards
+    from prefkit.recipes.preferences import Rewarded, TextPreference, preference_rewards
+    from prefkit.recipes.rewarding import scored_by
 
     comparisons = load_comparisons(file, format=data_format, limit=limit)
     skipped: list[RecordError] = []
+    found: Iterable[Rewarded]
+    if isinstance(ranking, TextPreference):
+        found = preference_rewards(ranking, comparisons, skipped)
+    else:
+        found = (Rewarded(c, list(own), None) for c, own in scored_by(ranking, "reward")(comparisons, skipped))
     rewarded = []
     with output.open("w", encoding="utf-8") as out:
-        for comparison, rewards, spreads in preference_rewards(load_preference(model), comparisons, skipped):
-            found = [{"reward": reward} for reward in rewards]
-            for response, spread in zip(found, spreads or (), strict=False):
+        for comparison, rewards, spreads in found:
+            responses = [{"reward": reward} for reward in rewards]
+            for response, spread in zip(responses, spreads or (), strict=False):
                 response["spread"] = spread
-            line = {**_place(comparison), "responses": found}
+            line = {**_place(comparison), "responses": responses}
             out.write(json.dumps(line, ensure_ascii=False) + "\n")
             rewarded.append(_rewarded(comparison, line))
     if rewards_into is not None:

@@ -118,7 +118,7 @@ def _write(
     from prefkit.comparisons import Comparison, write_comparisons
     from prefkit.language import LanguageScorer, sample_candidates
     from prefkit.language import sample as sample_texts
-    from prefkit.recipes.rewarding import load_language, load_ranking, scored_by, what_ranks
+    from prefkit.recipes.rewarding import load_language, load_rewards
     from prefkit.selection import choose_best
 
     if (best_of > 1) != (reward is not None):
@@ -135,14 +135,7 @@ def _write(
     lines = 0
     scored = None
     if reward is not None:
-        ranking = load_ranking(reward, reference=reward_reference)
-        measured = what_ranks(ranking, compared=reward_reference is not None)
-        if measured == "likelihood":
-            raise OptionError(
-                f"{reward} is a language model: give a reward or preference model, or its reference with "
-                "--reward-reference"
-            )
-        scored = scored_by(ranking, measured)
+        scored = load_rewards(reward, reference=reward_reference)
     with output.open("w", encoding="utf-8") as out:
         for place, prompt in enumerate(track(prompts, "sampling", transient=True)):
             line: dict[str, Any] = {"prompt": prompt}

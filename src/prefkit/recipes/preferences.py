@@ -443,9 +443,9 @@ class Rewarded(NamedTuple):
 def preference_rewards(
     fitted: TextPreference, records: Iterable[Comparison], skipped: list[RecordError]
 ) -> Iterator[Rewarded]:
-    """Each comparison with a reward a response: the mean log-odds against all of its responses.
+    """Each comparison with a reward a response: the mean log-odds against all of its responses, as GPO takes them.
 
-    For models with rewards they differ from these by a constant; for general preferences they are what GPO takes.
+    Of models that have rewards it is the reward itself, which differs from that by a constant.
 
     Args:
         fitted: the model and its features.
@@ -456,8 +456,19 @@ def preference_rewards(
     for record in records:
         try:
             features = _checked(featuriser, record, model)
+            own = _own_rewards(model, features)
+            if own is None and len(features) == 1:
+                raise RecordError(
+                    "the model compares responses: one alone has no reward",
+                    field="responses",
+                    source=record.source,
+                    line=record.line,
+                )
         except RecordError as error:
             skipped.append(error)
+            continue
+        if own is not None:
+            yield Rewarded(record, own.tolist(), None)
             continue
         k = len(features)
         first, second = np.divmod(np.arange(k * k), k)
@@ -470,16 +481,27 @@ def preference_rewards(
             given["prompts"] = np.tile(featuriser.of_prompt(record), (len(X), 1))
 
         def against_all(odds: Floats, of: NDArray[np.int64] = first[apart], k: int = k) -> Floats:
-            found: Floats = np.bincount(of, odds, k) / k
-            return found
+            means: Floats = np.bincount(of, odds, k) / k
+            return means
 
-        odds = model.decision_function(X, **given) if k > 1 else np.zeros(0)
+        odds = model.decision_function(X, **given)
         spread = None
         if (ensemble := _ensemble(model)) is not None:
-            each = ensemble.decisions(X, **given) if k > 1 else np.zeros((2, 0))
+            each = ensemble.decisions(X, **given)
             scale = model.temperature_ if isinstance(model, Calibrated) else 1.0
             spread = (np.stack([against_all(own) for own in each]).std(axis=0, ddof=1) / scale).tolist()
         yield Rewarded(record, against_all(odds).tolist(), spread)
+
+
+def _own_rewards(model: PreferenceModel, features: Floats) -> Floats | None:
+    """Rewards of responses by themselves, where the model has such."""
+    scale = 1.0
+    if isinstance(model, Calibrated):
+        model, scale = model.estimator_, model.temperature_
+    if not isinstance(model, BradleyTerry | Thurstone | RewardNetwork):
+        return None
+    found: Floats = model.strengths(features[None])[0] / scale
+    return found
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,13 @@ from prefkit.language import (
 from prefkit.objectives import encode_all, score_all
 from prefkit.preference import DomainReward
 from prefkit.recipes.preferences import TextPreference, is_preference_model, load_preference, preference_rewards
+from prefkit.recipes.remote import RemoteReward, is_address
 
 Measured: TypeAlias = Literal["reward", "implicit", "likelihood", "judge", "followups"]
 """What of a model ranks responses: its reward; the log-ratio to its reference; the log-likelihood; its verdicts; the
 likelihood of follow-ups."""
 
-Ranking: TypeAlias = LanguageScorer | RewardScorer | DomainReward | TextPreference
+Ranking: TypeAlias = LanguageScorer | RewardScorer | DomainReward | TextPreference | RemoteReward
 """What `load_ranking` gives."""
 
 
@@ -83,6 +84,8 @@ def load_ranking(
         OptionError: it cannot be loaded, or an option is out of range.
         PrefkitError: the folder of a preference model is damaged.
     """
+    if is_address(model):
+        return RemoteReward(model)
     if is_preference_model(model):
         return load_preference(model)
     if DomainReward.is_saved(Path(model)):
@@ -137,6 +140,8 @@ def scored_by(ranking: Ranking, how: Measured, *, followups: str | None = None, 
         raise OptionError("--as judge goes with --benchmark: a judge gives no scores")
     if isinstance(ranking, TextPreference):
         return lambda comparisons, skipped: (found[:2] for found in preference_rewards(ranking, comparisons, skipped))
+    if isinstance(ranking, RemoteReward):
+        return ranking
     if isinstance(ranking, DomainReward):
         return _annotated(ranking)
     if how == "followups":
@@ -158,6 +163,29 @@ def scored_by(ranking: Ranking, how: Measured, *, followups: str | None = None, 
                 yield comparison, list(islice(found, len(comparison.responses)))
 
     return scored
+
+
+def load_rewards(
+    model: str,
+    *,
+    reference: str | None = None,
+    max_length: int | None = None,
+    precision: str = "fp32",
+    batch_size: int = 8,
+) -> Scored:
+    """The rewards of whatever gives rewards: see `load_ranking`.
+
+    Raises:
+        OptionError: it gives none, or cannot be loaded.
+    """
+    ranking = load_ranking(model, reference=reference, max_length=max_length, precision=precision)
+    how = what_ranks(ranking, compared=reference is not None)
+    if how == "likelihood":
+        raise OptionError(
+            f"{model} is a language model, whose log-likelihood is no reward: give a reward or preference model, an "
+            "adapter, or the model's reference"
+        )
+    return scored_by(ranking, how, batch_size=batch_size)
 
 
 def followup_scorer(scorer: LanguageScorer | RewardScorer, bank: str) -> FollowupScorer:
