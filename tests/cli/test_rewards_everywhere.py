@@ -88,6 +88,9 @@ def test_best_of_n(model: Path, tmp_path: Path) -> None:
         assert line["reward"] == max(row["extra"]["rewards"])
         assert line["response"] == row["responses"][row["extra"]["rewards"].index(line["reward"])]
     assert "2 pairs" in run("data", "mine", kept, "--output", tmp_path / "pairs.jsonl")
+    meta = ("model.kind=reward", f"meta.data.path={kept}", "meta.eta=0.1")
+    run("train", "--data", "builtin", "--output", tmp_path / "meta", *settings(*QUICK[:3], *meta))
+    assert "meta_difference" in (tmp_path / "meta" / "metrics.jsonl").read_text()
 
 
 def test_one_response_alone_has_the_reward_that_it_has_beside_others(model: Path) -> None:
