@@ -320,31 +320,66 @@ def test_a_damaged_image_stops_a_run_or_is_listed(
         command("train", "--data", "builtin", "--output", str(tmp_path / "text"), "--skip-bad")
 
 
-@pytest.mark.parametrize(
-    ("method", "figure"),
-    [
-        (
-            ["demonstrations", "--set", "method.margin=0.1", "--set", "method.steps=4", "--set", "method.experts=4"],
-            "active",
-        ),
-        (["truncated", "--set", "method.count=5", "--set", "method.steps=2"], "loss"),
-    ],
-)
+DEMONSTRATIONS = settings(method__kind="demonstrations", method__margin=0.1, method__steps=4, method__experts=4)
+TRUNCATED = settings(method__kind="truncated", method__count=5, method__steps=2)
+
+
+@pytest.mark.parametrize(("method", "figure"), [(DEMONSTRATIONS, "active"), (TRUNCATED, "loss")])
 def test_training_without_pairs(method: list[str], figure: str, folders: dict[str, str], tmp_path: Path) -> None:
     given = ["train", "--model", folders["sd"], "--data", parquet(tmp_path, bad=True), "--skip-bad"]
-    given += ["--set", f"method.kind={method[0]}", *method[1:], *FAST, *settings(data__held_out=0.0)]
+    given += [*method, *FAST, *settings(data__held_out=0.0)]
     with pytest.raises(OptionError, match=r"draws its batches without end: set training\.max_steps"):
         command(*given, "--output", str(tmp_path / "endless"))
     output = tmp_path / "run"
-    command(*given, "--output", str(output), *settings(training__max_steps=4, training__log_every=2))
+    given += settings(training__max_steps=4, training__log_every=2)
+    with pytest.raises(OptionError, match=r"training\.warmup does not apply to method"):
+        command(*given, "--output", str(output), *settings(training__warmup=2))
+    command(*given, "--output", str(output))
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4]
     assert all(figure in line for line in lines)
+    assert json.loads((output / "skipped.jsonl").read_text())["line"] == 4
     before, after = (d.load_pipeline(path).state_dict() for path in (folders["sd"], str(output / "model")))
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert (output / "samples.png").is_file()
-    with pytest.raises(OptionError, match="is not resumed"):
-        command(*given, "--output", str(output), *settings(training__max_steps=4), "--resume")
+    with pytest.raises(PrefkitError, match="holds another run"):
+        command(*given, "--output", str(output))
+
+
+@pytest.mark.parametrize(("method", "dropout"), [(DEMONSTRATIONS, None), (TRUNCATED, 0.5)])
+def test_a_run_without_pairs_goes_on_where_it_was_stopped(
+    method: list[str], dropout: float | None, folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["train", "--model", folders["sd"], "--data", parquet(tmp_path), *method, *FAST]
+    given += settings(data__held_out=0.0, report__samples=0, training__max_steps=7, training__log_every=1)
+    given += settings(training__save_every=2, method__decay=0.5)
+    given += [] if dropout is None else settings(model__lora__dropout=dropout)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    command(*given, "--output", str(whole))
+    with monkeypatch.context() as patched:
+        stop_at(6, patched)
+        assert CliRunner().invoke(app, [*given, "--output", str(stopped)]).exit_code == 130
+    with pytest.raises(OptionError, match=r"was begun with training\.seed = 0, got 1"):
+        command(*given, "--output", str(stopped), "--resume", *settings(training__seed=1))
+    # The newest checkpoint is damaged, so the one before it is taken.
+    newest = stopped / "checkpoints" / "checkpoint-4" / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1] + b"?")
+    command(*given, "--output", str(stopped), "--resume")
+    assert (stopped / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
+    for file in (whole / "model" / "unet").iterdir():
+        assert (stopped / "model" / "unet" / file.name).read_bytes() == file.read_bytes()
+
+
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stop a run of a loop as Ctrl-C does, in the middle of a round."""
+    seed = torch.manual_seed
+
+    def seeded(number: int) -> torch.Generator:
+        if number == step:
+            raise KeyboardInterrupt
+        return seed(number)
+
+    monkeypatch.setattr(torch, "manual_seed", seeded)
 
 
 def test_a_negative_model_learns_what_is_disliked(

@@ -6,6 +6,7 @@ The mathematics needs nothing but torch. Pipelines of `diffusers` need the extra
 from prefkit.diffusion.demonstrations import RankedDemonstrations
 from prefkit.diffusion.drawing import draw_images
 from prefkit.diffusion.feedback import Exchanged, ImageScorer, Rescored, WinRate, clip_scorer, make_scorer, win_rate_of
+from prefkit.diffusion.followers import moving
 from prefkit.diffusion.guidance import (
     NegativeGuidance,
     guidance_variance,
@@ -168,6 +169,7 @@ __all__ = [
     "median_win_rate",
     "merge_negative_weights",
     "move",
+    "moving",
     "noised",
     "normalised_advantages",
     "npo_dpo_loss",

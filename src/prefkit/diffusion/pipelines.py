@@ -322,7 +322,7 @@ def load_pipeline(options: PipelineOptions | str, *, seed: int = 0) -> Diffusion
 
     Args:
         options: see `PipelineOptions`; a string stands for its `path`.
-        seed: fixes the draws.
+        seed: fixes the draws, and the first weights of an adapter.
 
     Raises:
         OptionError: it cannot be found or loaded, lacks a part, or is of a kind that is not known.
@@ -338,7 +338,7 @@ def load_pipeline(options: PipelineOptions | str, *, seed: int = 0) -> Diffusion
         other = read_pipeline(options.reference, dtype=options.dtype)
         reference = PipelineDenoiser(denoiser_of(other), times).requires_grad_(False)
     if options.lora is not None:
-        denoiser = _with_adapter(denoiser, options.lora)
+        denoiser = _with_adapter(denoiser, options.lora, seed)
     codec = PipelineCodec(
         pipeline,
         options.resolution or _resolution(pipeline),
@@ -441,12 +441,15 @@ def schedule_of(pipeline: Any, *, zero_snr: bool = False) -> tuple[Schedule, Ten
     return found.to("cpu", torch.float32), torch.arange(steps)
 
 
-def _with_adapter(denoiser: nn.Module, options: AdapterOptions) -> PeftModel:
+def _with_adapter(denoiser: nn.Module, options: AdapterOptions, seed: int) -> PeftModel:
     config = LoraConfig(
         r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout, target_modules=options.targets
     )
     try:
-        return get_peft_model(denoiser, config)
+        # peft draws the adapter's first weights from torch's own generator.
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return get_peft_model(denoiser, config)
     except ValueError as error:
         raise OptionError(f"model.lora.targets: {_first_line(error)}") from error
 

@@ -339,7 +339,7 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult | None:
         made = make_stages(scorer, training, config.curriculum, batch_size=config.training.batch_size)
         reference = config.curriculum.reference
         result = fit_curriculum(scorer, made.stages, objective, reference=reference, skipped=made.skipped, **how).fit
-    if not first:
+    if processes.rank() != 0:
         return None
     # What is measured is what was saved.
     del scorer

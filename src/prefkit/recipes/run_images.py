@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,10 +172,9 @@ def run_images(config: ImageRunConfig, *, resume: bool = False) -> ImageRunResul
         training, held_out = _Strict(training), None if held_out is None else _Strict(held_out)
     captions = [caption_of(prompt) for prompt in first_prompts(training, config.report.samples)]
     first = processes.rank() == 0
-    begun = time.perf_counter()
     drawn = _draw(scorer, captions, config.report) if first and captions else None
     if config.method is not None:
-        return _without_pairs(config, scorer, training, captions, drawn, begun, resume)
+        return _without_pairs(config, scorer, training, captions, drawn, resume)
     if not config.skip_bad:
         scorer.codec = _StrictCodec(scorer.codec)
     before = _evaluate(scorer, held_out, config) if first and held_out is not None else None
@@ -191,7 +189,7 @@ def run_images(config: ImageRunConfig, *, resume: bool = False) -> ImageRunResul
         resume=resume,
         config={**config.model_dump(mode="json"), "objective": wanted},
     )
-    if not first:
+    if processes.rank() != 0:
         return None
     # What is measured is what was saved.
     del scorer
@@ -211,16 +209,15 @@ def _without_pairs(
     training: Iterable[Comparison],
     captions: Sequence[str],
     drawn: Any,
-    begun: float,
     resume: bool,
 ) -> ImageRunResult:
     """A run of a loop that takes no pairs."""
     assert config.method is not None
-    if resume or processes.count() > 1:
-        raise OptionError(f"method: {config.method.kind} runs in one process and is not resumed: choose a new folder")
+    if processes.count() > 1:
+        raise OptionError(f"method: {config.method.kind} runs in one process")
     skipped: list[RecordError] | None = [] if config.skip_bad else None
     data = list(training)
-    run = run_loop(
+    result = run_loop(
         scorer,
         data,
         config.method,
@@ -228,10 +225,9 @@ def _without_pairs(
         output=Path(config.output),
         config=config.model_dump(mode="json"),
         skipped=skipped,
+        resume=resume,
     )
-    steps = config.training.max_steps or 0
-    seconds = time.perf_counter() - begun
-    result = FitResult(run, steps, seconds, len(data), len(skipped or ()), run.metrics[-1])
+    run = result.run
     pictures = None
     if drawn is not None:
         trained = load_pipeline(saved_pipeline(config.model, str(run.model)))

@@ -108,7 +108,7 @@ def fit(
     if isinstance(scorer, DrawsNoise):
         scorer.use_reference("reference" in objective.needs)
     arguments = _arguments(options, run, evaluation is not None)
-    processes.in_first(lambda: _open(run, config, options, resume))
+    processes.in_first(lambda: open_run(run, config, options, resume))
 
     module = _module(scorer)
     module.to(arguments.device)
@@ -151,7 +151,7 @@ def fit(
     objective.to(arguments.device)
     keys = {"training": data.content} | ({"evaluation": held_out.content} if held_out is not None else {})
     processes.in_first(lambda: run.check_data(keys))
-    checkpoint = processes.in_first(lambda: _go_back(run, resume))
+    checkpoint = processes.in_first(lambda: go_back(run, resume))
 
     if options.gradient_checkpointing:
         module.gradient_checkpointing_enable()  # type: ignore[operator]  # modules that support it have it
@@ -254,7 +254,13 @@ def _arguments(options: TrainingOptions, run: Run, evaluate: bool) -> TrainingAr
     return arguments
 
 
-def _open(run: Run, config: Mapping[str, Any], options: TrainingOptions, resume: bool) -> None:
+def open_run(run: Run, config: Mapping[str, Any], options: TrainingOptions, resume: bool) -> None:
+    """Begin a run in its folder, or see whether the one there is the same.
+
+    Raises:
+        OptionError: a resumed run has other options.
+        PrefkitError: the folder holds another run, or cannot be written.
+    """
     with explaining(run.folder, "choose another folder"):
         if resume and run.exists:
             run.check_config(config)
@@ -263,7 +269,7 @@ def _open(run: Run, config: Mapping[str, Any], options: TrainingOptions, resume:
         (run.folder / "skipped.jsonl").write_text("")
 
 
-def _go_back(run: Run, resume: bool) -> Path | None:
+def go_back(run: Run, resume: bool) -> Path | None:
     """The checkpoint to go on from, with everything after it undone."""
     checkpoint = run.last_checkpoint()
     if resume:
