@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from prefkit.comparisons.rows import user
 from prefkit.diagnostics import evaluate
 from prefkit.errors import OptionError, PrefkitError, RecordError
 from prefkit.objectives import make_objective
+from prefkit.recipes.run_images import saved_pipeline
 from prefkit.training import TrainingOptions, fit
 from tests.diffusion import digits
 from tests.diffusion import tiny_pipelines as tiny
@@ -168,8 +170,6 @@ def test_a_negative_model_changes_guided_images_only(folders: dict[str, str], tm
 
 
 def edited(folder: str, target: Path, part: str, **changes: Any) -> str:
-    import shutil
-
     shutil.copytree(folder, target)
     file = target / part
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
@@ -181,8 +181,6 @@ def test_bad_folders(folders: dict[str, str], tmp_path: Path) -> None:
         d.load_pipeline(str(tmp_path))
     with pytest.raises(OptionError, match="cannot be loaded"):
         d.load_pipeline("nobody/nothing")
-    import shutil
-
     shutil.copytree(folders["sd"], tmp_path / "no-vae")
     shutil.rmtree(tmp_path / "no-vae" / "vae")
     with pytest.raises(OptionError, match="lacks its vae: there is no such folder in it"):
@@ -195,6 +193,71 @@ def test_bad_folders(folders: dict[str, str], tmp_path: Path) -> None:
     )
     with pytest.raises(OptionError, match="unknown prediction type 'v_predicton'; did you mean 'v_prediction'"):
         d.load_pipeline(path)
+
+
+def test_a_pipeline_without_a_scheduler(folders: dict[str, str], tmp_path: Path) -> None:
+    path = edited(folders["sd"], tmp_path / "null-scheduler", "model_index.json", scheduler=[None, None])
+    with pytest.raises(OptionError, match="has no scheduler, which says how its images are noised"):
+        d.load_pipeline(path)
+    shutil.rmtree(tmp_path / "null-scheduler")
+    path = edited(folders["sd"], tmp_path / "no-scheduler", "model_index.json")
+    shutil.rmtree(tmp_path / "no-scheduler" / "scheduler")
+    with pytest.raises(OptionError, match="lacks its scheduler: there is no such folder in it"):
+        d.load_pipeline(path)
+
+
+def with_variants(folder: str, target: Path, *variants: str, plain: bool = False) -> str:
+    """The same pipeline with its weights in other files."""
+    shutil.copytree(folder, target)
+    for file in list(target.rglob("*.safetensors")):
+        for variant in variants:
+            shutil.copy(file, file.with_name(f"{file.stem}.{variant}.safetensors"))
+        if not plain:
+            file.unlink()
+    return str(target)
+
+
+def test_weight_files_of_a_variant(folders: dict[str, str], tmp_path: Path) -> None:
+    path = with_variants(folders["sd"], tmp_path / "half", "fp16")
+    expected = d.load_pipeline(folders["sd"]).denoiser.state_dict()
+    for variant in (None, "fp16"):
+        found = d.load_pipeline(d.PipelineOptions(path=path, variant=variant)).denoiser.state_dict()
+        assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+    with pytest.raises(OptionError, match=r"model\.variant: .* no weights of the variant 'fp61'; it has fp16"):
+        d.load_pipeline(d.PipelineOptions(path=path, variant="fp61"))
+    both = with_variants(folders["sd"], tmp_path / "both", "fp16", "ema")
+    with pytest.raises(OptionError, match="no plain weights, and several variants; it has ema, fp16"):
+        d.load_pipeline(both)
+    saved = saved_pipeline(d.PipelineOptions(path=both, variant="fp16"), path)
+    assert (saved.variant, saved.reference, saved.reference_variant) == (None, both, "fp16")
+    assert d.load_pipeline(saved)._reference
+
+
+def test_a_hub_name_is_known_by_the_local_cache(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("PREFKIT_CACHE", str(tmp_path / "cache"))
+    kept = tmp_path / "models--someone--tiny"
+    shutil.copytree(folders["sd"], kept / "snapshots" / "0a")
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("0a")
+    text = tmp_path / "models--someone--text"
+    (text / "snapshots" / "0b").mkdir(parents=True)
+    (text / "snapshots" / "0b" / "config.json").write_text("{}")
+    (text / "refs").mkdir()
+    (text / "refs" / "main").write_text("0b")
+    assert d.is_pipeline("someone/tiny")
+    assert not any(d.is_pipeline(name) for name in ("someone/text", "someone/unknown", "builtin", "a b/c"))
+    given = ["--data", parquet(tmp_path), "--output", str(tmp_path / "run"), *FAST, *settings(report__samples=0)]
+    command("train", "--model", "someone/tiny", *given, *settings(training__max_steps=1))
+    assert d.is_pipeline(str(tmp_path / "run" / "model"))
+    with pytest.raises(OptionError, match="no pipeline of that name in the hub's cache"):
+        d.load_pipeline("someone/unknown")
+    shutil.rmtree(kept / "snapshots" / "0a" / "vae")
+    with pytest.raises(OptionError, match="the pipeline someone/tiny lacks its vae"):
+        d.load_pipeline("someone/tiny")
 
 
 def test_latents_that_are_no_numbers_name_the_image(folders: dict[str, str]) -> None:

@@ -83,7 +83,9 @@ def _of_images(values: Mapping[str, Any]) -> bool:
     model = values.get("model")
     if not isinstance(model, Mapping):
         return False
-    return model.get("kind") == "diffusion" or ("kind" not in model and is_pipeline(str(model.get("path", ""))))
+    if "kind" in model:
+        return bool(model["kind"] == "diffusion")
+    return is_pipeline(str(model.get("path", "")), model.get("revision"))
 
 
 def show_preference_run(values: Mapping[str, Any]) -> None:

@@ -240,7 +240,12 @@ def _without_pairs(
 
 def saved_pipeline(options: PipelineOptions, path: str) -> PipelineOptions:
     """How to load what a run of these options has saved, with the reference that it was compared with."""
-    return options.model_copy(update={"path": path, "lora": None, "reference": options.reference or options.path})
+    loaded = ("path", "revision", "variant")
+    changed: dict[str, Any] = {"path": path, "revision": None, "variant": None, "lora": None}
+    if options.reference is None:
+        names = ("reference", "reference_revision", "reference_variant")
+        changed |= {name: getattr(options, own) for name, own in zip(names, loaded, strict=True)}
+    return options.model_copy(update=changed)
 
 
 def _judged(part: Iterable[Comparison] | None, config: ImageRunConfig) -> Iterable[Comparison] | None:
