@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -138,13 +138,18 @@ def run_loop(
     items = list(_items(scorer, data, method, skipped))
     if not items:
         raise PrefkitError("no image can be used")
-    run.check_data({"training": hashlib.sha256("\n".join(item.key for item in items).encode()).hexdigest()})
+    run.check_data({"training": content_key(item.key for item in items)})
     generator = torch.Generator().manual_seed(options.seed)
     batches = _Batches(scorer, items, options.batch_size, generator)
     loop: Loop = _Truncated(batches, method) if method.kind == "truncated" else _Demonstrations(batches, method)
     return repeat(
         scorer, loop, options, run=run, generator=generator, rows=len(items), skipped=skipped or [], resume=resume
     )
+
+
+def content_key(keys: Iterable[str]) -> str:
+    """A digest of the rows that are trained on, by the digest of each."""
+    return hashlib.sha256("\n".join(keys).encode()).hexdigest()
 
 
 def begin(options: TrainingOptions, kind: str, *, output: Path, config: dict[str, Any], resume: bool) -> Run:

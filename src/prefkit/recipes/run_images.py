@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field, field_validator
+from torch import Tensor
 
 from prefkit.comparisons import Comparison
 from prefkit.diagnostics import Evaluation, before_after, evaluate, run_report
@@ -19,6 +21,8 @@ from prefkit.diffusion import (
     Rescored,
     caption_of,
     draw_images,
+    fill_holes,
+    load_inpainting_judge,
     load_pipeline,
     make_scorer,
     to_arrays,
@@ -26,7 +30,8 @@ from prefkit.diffusion import (
 from prefkit.errors import OptionError, PrefkitError, RecordError
 from prefkit.objectives import make_objective
 from prefkit.options import Options
-from prefkit.recipes.image_loops import DemonstrationOptions, TruncatedOptions, run_loop
+from prefkit.recipes.image_loops import DemonstrationOptions, TruncatedOptions, begin, content_key, repeat, run_loop
+from prefkit.recipes.painting import EncodedHole, Holes, Painting, PrefPaintOptions, compared, together
 from prefkit.recipes.run import DataOptions, comparisons, first_prompts
 from prefkit.report import Plot, Table, model_card, picture_grid
 from prefkit.training import FitResult, PairingOptions, TrainingOptions, fit, processes
@@ -53,8 +58,10 @@ class ImageRunConfig(Options):
     model: PipelineOptions = Field(description="the pipeline and its reference")
     data: DataOptions = Field(description="the comparisons")
     skip_bad: bool = Field(False, description="set unusable rows aside and go on; False stops at the first")
-    method: Annotated[DemonstrationOptions | TruncatedOptions, Field(discriminator="kind")] | None = Field(
-        None, description="train without pairs: `demonstrations` or `truncated`, in the place of `objective`"
+    method: (
+        Annotated[DemonstrationOptions | TruncatedOptions | PrefPaintOptions, Field(discriminator="kind")] | None
+    ) = Field(
+        None, description="train without pairs: `demonstrations`, `truncated` or `prefpaint`, instead of `objective`"
     )
     negative: bool = Field(False, description="learn what is disliked, for the negative branch of guidance")
     feedback: FeedbackOptions | None = Field(None, description="label by a scorer instead of people")
@@ -83,6 +90,7 @@ class ImageRunResult:
         after: the same after training.
         pictures: images of the same captions and seeds before and after; None if none were asked for.
         report: path of the report.
+        wins: fillings of held-out holes before and after, by the reward; None for other runs.
     """
 
     fit: FitResult
@@ -90,9 +98,12 @@ class ImageRunResult:
     after: Evaluation | None
     pictures: Plot | None
     report: Any
+    wins: Table | None = None
 
     def tables(self) -> list[Table]:
         """What a person wants to see at the end of a run."""
+        if self.wins is not None:
+            return [self.wins]
         return [] if self.before is None or self.after is None else [before_after(self.before, self.after)]
 
 
@@ -158,6 +169,8 @@ def run_images(config: ImageRunConfig, *, resume: bool = False) -> ImageRunResul
         PrefkitError: a row cannot be used and `skip_bad` is off, or none can be.
     """
     check_data(config.data)
+    if isinstance(config.method, PrefPaintOptions):
+        return _paint(config, config.method, resume)
     training, held_out = (_judged(part, config) for part in comparisons(config.data))
     wanted = dict(config.objective)
     if isinstance(training, Rescored) and wanted["kind"] == "smpo" and "score_range" not in wanted:
@@ -213,8 +226,9 @@ def _without_pairs(
 ) -> ImageRunResult:
     """A run of a loop that takes no pairs."""
     assert config.method is not None
-    if processes.count() > 1:
-        raise OptionError(f"method: {config.method.kind} runs in one process")
+    assert not isinstance(config.method, PrefPaintOptions)
+    _alone(config.method.kind)
+    scorer.to(_device())
     skipped: list[RecordError] | None = [] if config.skip_bad else None
     data = list(training)
     result = run_loop(
@@ -236,6 +250,76 @@ def _without_pairs(
         pictures.figure.savefig(run.folder / "samples.png")
     report = _report(config, {"kind": config.method.kind}, result, None, None, pictures)
     return ImageRunResult(result, None, None, pictures, report)
+
+
+def _paint(config: ImageRunConfig, method: PrefPaintOptions, resume: bool) -> ImageRunResult:
+    """A run of PrefPaint on a file of images with holes."""
+    _alone(method.kind)
+    given = config.data.model_fields_set - {"path", "limit", "held_out"}
+    if given or not isinstance(config.data.path, str):
+        raise OptionError(f"data.{min(given, default='path')}: images with holes are read from one file as it is")
+    judge = load_inpainting_judge(method.reward).to(_device())
+    scorer = load_pipeline(config.model, seed=config.training.seed)
+    scorer.to(_device())
+    run = begin(
+        config.training,
+        method.kind,
+        output=Path(config.output),
+        config=config.model_dump(mode="json"),
+        resume=resume,
+    )
+    try:
+        holes = Holes(scorer, judge, Path(config.data.path), limit=config.data.limit, strict=not config.skip_bad)
+    except RecordError as error:
+        raise refused(error) from error
+    generator = torch.Generator().manual_seed(config.training.seed)
+    order = torch.randperm(len(holes.items), generator=generator).tolist()
+    count = round(config.data.held_out * len(order))
+    held_out, training = ([holes.items[place] for place in part] for part in (order[:count], order[count:]))
+    shown = held_out or training[: config.report.samples]
+    run.check_data({"training": content_key(hole.key for hole in training)})
+    before = _fill(scorer, shown, config.report) if shown else None
+    loop = Painting(scorer, training, judge, method, config.training.batch_size, generator)
+    result = repeat(
+        scorer,
+        loop,
+        config.training,
+        run=run,
+        generator=generator,
+        rows=len(training),
+        skipped=holes.skipped,
+        resume=resume,
+    )
+    pictures = wins = None
+    if before is not None:
+        trained = load_pipeline(saved_pipeline(config.model, str(run.model))).to(_device())
+        after = _fill(trained, shown, config.report)
+        if held_out:
+            wins = compared(judge, held_out, after, before).table("Fillings of held-out holes, by the reward")
+        few = slice(config.report.samples)
+        if shown[few]:
+            seen = torch.stack([hole.picture for hole in shown[few]])
+            rows = {name: to_arrays(x) for name, x in (("hole", seen), ("before", before[few]), ("after", after[few]))}
+            pictures = picture_grid(rows, title="The same holes and noise")
+            pictures.figure.savefig(run.folder / "samples.png")
+    report = _report(config, {"kind": method.kind}, result, None, None, pictures, wins)
+    return ImageRunResult(result, None, None, pictures, report, wins)
+
+
+def _fill(scorer: DiffusionScorer, holes: Sequence[EncodedHole], options: PictureOptions) -> Tensor:
+    scorer.codec.wake(scorer.device)
+    steps = min(options.steps, scorer.schedule.steps)
+    return fill_holes(scorer, together(holes)[0], list(range(len(holes))), steps=steps)
+
+
+def _alone(kind: str) -> None:
+    if processes.count() > 1:
+        raise OptionError(f"method: {kind} runs in one process")
+
+
+def _device() -> torch.device:
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
 
 
 def saved_pipeline(options: PipelineOptions, path: str) -> PipelineOptions:
@@ -281,6 +365,7 @@ def _report(
     before: Evaluation | None,
     after: Evaluation | None,
     pictures: Plot | None,
+    wins: Table | None = None,
 ) -> Any:
     folder = result.run
     source = config.data.path if isinstance(config.data.path, str) else ", ".join(config.data.path)
@@ -293,8 +378,10 @@ def _report(
         skipped=folder.skipped,
         environment=folder.environment,
     )
+    if wins is not None:
+        report.section("Held out", "Win rate of the trained pipeline over the one before.", wins)
     if pictures is not None:
-        report.section("Images", "The same captions drawn from the same noise before and after training.", pictures)
+        report.section("Images", f"{pictures.title}, before and after training.", pictures)
     card = model_card(
         folder.folder.name,
         base_model=config.model.path,
