@@ -411,7 +411,12 @@ def test_training_without_pairs(method: list[str], figure: str, folders: dict[st
 
 @pytest.mark.parametrize(("method", "dropout"), [(DEMONSTRATIONS, None), (TRUNCATED, 0.5)])
 def test_a_run_without_pairs_goes_on_where_it_was_stopped(
-    method: list[str], dropout: float | None, folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: list[str],
+    dropout: float | None,
+    folders: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     given = ["train", "--model", folders["sd"], "--data", parquet(tmp_path), *method, *FAST]
     given += settings(data__held_out=0.0, report__samples=0, training__max_steps=7, training__log_every=1)
@@ -422,6 +427,7 @@ def test_a_run_without_pairs_goes_on_where_it_was_stopped(
     with monkeypatch.context() as patched:
         stop_at(6, patched)
         assert CliRunner().invoke(app, [*given, "--output", str(stopped)]).exit_code == 130
+    assert "stopped at step 5, the last checkpoint is that of step 4; go on with --resume" in caplog.text
     with pytest.raises(OptionError, match=r"was begun with training\.seed = 0, got 1"):
         command(*given, "--output", str(stopped), "--resume", *settings(training__seed=1))
     # The newest checkpoint is damaged, so the one before it is taken.

@@ -96,6 +96,7 @@ def score(
     from prefkit.diffusion import is_pipeline, load_pipeline
     from prefkit.language import LanguageScorer, RewardScorer
     from prefkit.recipes.preferences import is_preference_model
+    from prefkit.training import processes
 
     if is_preference_model(model):
         if tokens:
@@ -106,7 +107,11 @@ def score(
         return
     images = is_pipeline(model)
     dropout = samples is not None
-    scorer = load_pipeline(model).eval() if images else _scorer(model, None, max_length, precision, dropout=dropout)
+    scorer = (
+        load_pipeline(model).to(processes.device()).eval()
+        if images
+        else _scorer(model, None, max_length, precision, dropout=dropout)
+    )
     if dropout and (not isinstance(scorer, RewardScorer) or followups is not None):
         raise OptionError("--samples is for reward models")
     rewarder = None
@@ -491,8 +496,10 @@ def _evaluate_pipeline(model: str, reference: str | None, pairs: Path | None, re
     from prefkit import diagnostics
     from prefkit.comparisons import load_comparisons
     from prefkit.diffusion import PipelineOptions, load_pipeline
+    from prefkit.training import processes
 
-    scorer = load_pipeline(PipelineOptions.parse({"path": model, "reference": reference}, "model")).eval()
+    options = PipelineOptions.parse({"path": model, "reference": reference}, "model")
+    scorer = load_pipeline(options).to(processes.device()).eval()
     comparisons = load_comparisons(reading.file, format=reading.data_format, limit=reading.limit)
     with Progress(transient=True) as progress:
         watched = progress.track(comparisons, description="evaluating")
@@ -513,6 +520,7 @@ def _win_rate(model: str, reference: str | None, scorer: str, drawing: _Drawing,
     from prefkit.comparisons import load_comparisons
     from prefkit.diffusion import caption_of, draw_images, load_pipeline, make_scorer, win_rate_of
     from prefkit.report.cells import plain
+    from prefkit.training import processes
 
     if reference is None:
         raise OptionError("a win rate compares two pipelines: give --reference")
@@ -523,7 +531,7 @@ def _win_rate(model: str, reference: str | None, scorer: str, drawing: _Drawing,
     told, seeds = [caption for caption, _ in asked], [seed for _, seed in asked]
     drawn = [
         draw_images(
-            load_pipeline(path),
+            load_pipeline(path).to(processes.device()),
             told,
             seeds,
             steps=drawing.steps,

@@ -36,16 +36,17 @@ def sample(
     """
     from prefkit.diffusion import draw_images, load_pipeline, to_arrays
     from prefkit.report import picture_grid
+    from prefkit.training import processes
 
     captions = read_captions(prompt, prompts)
     seeds = seed or [0]
     asked = [(caption, number) for caption in captions for number in seeds]
-    away = None if negative is None else load_pipeline(negative)
+    away = None if negative is None else load_pipeline(negative).to(processes.device())
     rows = {}
     for name, path in (("before", before), ("after" if before else model, model)):
         if path is None:
             continue
-        scorer = load_pipeline(path)
+        scorer = load_pipeline(path).to(processes.device())
         if steps > scorer.schedule.steps:
             raise OptionError(f"--steps must be at most {scorer.schedule.steps}, the steps that {path} was trained on")
         images = draw_images(

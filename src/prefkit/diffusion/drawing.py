@@ -54,11 +54,14 @@ def draw_images(
     codec = scorer.codec
     if not isinstance(codec, PipelineCodec):
         raise OptionError("images are drawn from pipelines; use prefkit.diffusion.sample for other denoisers")
+    if codec.inpainting:
+        raise OptionError("this pipeline fills in holes, which captions alone do not have; see fill_holes")
     if len(captions) != len(seeds):
         raise OptionError(f"each caption needs a seed, got {len(captions)} and {len(seeds)}")
     if not captions:
         raise OptionError("there are no captions to draw")
     scorer.eval()
+    codec.wake(scorer.device)
     other = negative or scorer
     other.eval()
     models = [predicting_noise(each.denoiser, each.schedule) for each in (scorer, other)]
@@ -110,6 +113,7 @@ def fill_holes(
     if len(cond["mask"]) != len(seeds):
         raise OptionError(f"each hole needs a seed, got {len(cond['mask'])} and {len(seeds)}")
     scorer.eval()
+    codec.wake(scorer.device)
     model, filled = predicting_noise(scorer.denoiser, scorer.schedule), []
     for start in range(0, len(seeds), batch_size):
         own = slice(start, start + batch_size)

@@ -29,7 +29,8 @@ from prefkit.diffusion import (
 )
 from prefkit.errors import OptionError, PrefkitError, RecordError
 from prefkit.options import Options
-from prefkit.training import FitResult, Run, TrainingOptions, checkpoints, go_back, open_run
+from prefkit.training import FitResult, Run, TrainingOptions, checkpoints, go_back, interruptible, open_run, write_model
+from prefkit.training.storage import explaining
 
 
 class DemonstrationOptions(Options):
@@ -205,29 +206,31 @@ def repeat(
     done = 0 if checkpoint is None else kept.load(checkpoint)
     every = options.save_every if options.save_every is not None else max(1, rows // options.batch_size)
     begun = time.perf_counter()
-    for number in range(done + 1, options.max_steps + 1):
-        # Dropout draws from torch's own generator; so a round has the same draws whether or not the run was stopped.
-        torch.manual_seed(options.seed * 1_000_003 + number)
-        found = []
-        for losses in loop.round():
-            found.append(losses.mean())
-            if not bool(torch.isfinite(found[-1])):
-                raise PrefkitError(f"the loss is not finite at step {number}; lower training.learning_rate")
-            optimizer.zero_grad()
-            found[-1].backward()  # type: ignore[no-untyped-call]  # torch's annotation is incomplete
-            if options.max_grad_norm:
-                nn.utils.clip_grad_norm_(weights, options.max_grad_norm)
-            optimizer.step()
-            loop.after_update()
-        if number % options.log_every == 0 or number == options.max_steps:
-            line = {"step": number, "loss": float(torch.stack(found).detach().mean()), **loop.figures()}
-            with (run.folder / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
-                metrics.write(json.dumps(line) + "\n")
-        if every and (number % every == 0 or number == options.max_steps):
-            kept.save(number)
+    with interruptible(run, lambda: done):
+        for number in range(done + 1, options.max_steps + 1):
+            # Dropout draws from torch's own generator: now a round has the same draws if the run is resumed.
+            torch.manual_seed(options.seed * 1_000_003 + number)
+            found = []
+            for losses in loop.round():
+                found.append(losses.mean())
+                if not bool(torch.isfinite(found[-1])):
+                    raise PrefkitError(f"the loss is not finite at step {number}; lower training.learning_rate")
+                optimizer.zero_grad()
+                found[-1].backward()  # type: ignore[no-untyped-call]  # torch's annotation is incomplete
+                if options.max_grad_norm:
+                    nn.utils.clip_grad_norm_(weights, options.max_grad_norm)
+                optimizer.step()
+                loop.after_update()
+            done = number
+            if number % options.log_every == 0 or number == options.max_steps:
+                line = {"step": number, "loss": float(torch.stack(found).detach().mean()), **loop.figures()}
+                with (run.folder / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
+                    metrics.write(json.dumps(line) + "\n")
+            if every and (number % every == 0 or number == options.max_steps):
+                kept.save(number)
     seconds = time.perf_counter() - begun
     loop.finish()
-    scorer.save(run.model)
+    write_model(run, scorer.save)
     lines = [{"source": bad.source, "line": bad.line, "field": bad.field, "problem": bad.problem} for bad in skipped]
     (run.folder / "skipped.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return FitResult(run, options.max_steps, seconds, rows, len(skipped), run.metrics[-1])
@@ -250,15 +253,16 @@ class _Checkpoints:
 
     def save(self, step: int) -> None:
         """Write a checkpoint, and only when it is whole delete an older one."""
-        place = checkpoints.place(self.folder, step)
-        checkpoints.discard(place)
-        place.mkdir(parents=True)
-        weights = self.scorer.denoiser.state_dict()
-        save_file({name: weights[name].contiguous() for name in moving(self.scorer.denoiser)}, place / _WEIGHTS)
-        state = {f"loop {name}": tensor.contiguous() for name, tensor in self.loop.state().items()}
-        save_file({**state, "generator": self.generator.get_state()}, place / _STATE)
-        torch.save(self.optimizer.state_dict(), place / _OPTIMIZER)
-        checkpoints.finish(place)
+        place, denoiser = checkpoints.place(self.folder, step), self.scorer.denoiser
+        with explaining(place, "the last good checkpoint is kept: free some space and resume the run"):
+            checkpoints.discard(place)
+            place.mkdir(parents=True)
+            weights = denoiser.state_dict()
+            save_file({name: weights[name].contiguous() for name in moving(denoiser)}, place / _WEIGHTS)
+            state = {f"loop {name}": tensor.contiguous() for name, tensor in self.loop.state().items()}
+            save_file({**state, "generator": self.generator.get_state()}, place / _STATE)
+            torch.save(self.optimizer.state_dict(), place / _OPTIMIZER)
+            checkpoints.finish(place)
         checkpoints.keep(self.folder, place, self.count)
 
     def load(self, place: Path) -> int:
@@ -269,7 +273,7 @@ class _Checkpoints:
         self.scorer.denoiser.load_state_dict(weights, strict=False)
         self.generator.set_state(state.pop("generator"))
         self.loop.load_state({name.removeprefix("loop "): tensor for name, tensor in state.items()})
-        self.optimizer.load_state_dict(torch.load(place / _OPTIMIZER, weights_only=True))
+        self.optimizer.load_state_dict(torch.load(place / _OPTIMIZER, map_location="cpu", weights_only=True))
         return checkpoints.step_of(place)
 
 

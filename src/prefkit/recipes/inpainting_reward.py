@@ -30,7 +30,7 @@ from prefkit.objectives import reward_model_loss
 from prefkit.options import Options
 from prefkit.recipes.run_images import refused
 from prefkit.report import Table
-from prefkit.training import Run
+from prefkit.training import Run, processes
 from prefkit.training.storage import write_text
 
 
@@ -117,7 +117,7 @@ def run_inpainting_reward(config: InpaintingRewardConfig) -> InpaintingRewardRes
     """
     run, options = Run(Path(config.output)), config.training
     embedder = load_embedder(config.model.embedder)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = processes.device()
     data, skipped = _embedded(config, embedder.to(device))
     training, held_out = _split(data, config.data.held_out, options.seed)
     mean, std = training.score.mean(), training.score.std()

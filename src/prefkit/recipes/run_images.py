@@ -180,7 +180,7 @@ def run_images(config: ImageRunConfig, *, resume: bool = False) -> ImageRunResul
         training, held_out = (part if part is None else Exchanged(part) for part in (training, held_out))
     assert training is not None
     objective = make_objective(wanted)
-    scorer = load_pipeline(config.model, seed=config.training.seed)
+    scorer = load_pipeline(config.model, seed=config.training.seed).to(processes.device())
     if not config.skip_bad:
         training, held_out = _Strict(training), None if held_out is None else _Strict(held_out)
     captions = [caption_of(prompt) for prompt in first_prompts(training, config.report.samples)]
@@ -206,7 +206,8 @@ def run_images(config: ImageRunConfig, *, resume: bool = False) -> ImageRunResul
         return None
     # What is measured is what was saved.
     del scorer
-    trained = load_pipeline(saved_pipeline(config.model, str(result.run.model)), seed=config.training.seed)
+    saved = saved_pipeline(config.model, str(result.run.model))
+    trained = load_pipeline(saved, seed=config.training.seed).to(processes.device())
     after = _evaluate(trained, held_out, config, reference=True) if held_out is not None else None
     pictures = None
     if drawn is not None:
@@ -228,7 +229,6 @@ def _without_pairs(
     assert config.method is not None
     assert not isinstance(config.method, PrefPaintOptions)
     _alone(config.method.kind)
-    scorer.to(_device())
     skipped: list[RecordError] | None = [] if config.skip_bad else None
     data = list(training)
     result = run_loop(
@@ -244,7 +244,7 @@ def _without_pairs(
     run = result.run
     pictures = None
     if drawn is not None:
-        trained = load_pipeline(saved_pipeline(config.model, str(run.model)))
+        trained = load_pipeline(saved_pipeline(config.model, str(run.model))).to(processes.device())
         rows = {"before": drawn, "after": _draw(trained, captions, config.report)}
         pictures = picture_grid(rows, title="The same captions and noise", columns=captions)
         pictures.figure.savefig(run.folder / "samples.png")
@@ -258,9 +258,8 @@ def _paint(config: ImageRunConfig, method: PrefPaintOptions, resume: bool) -> Im
     given = config.data.model_fields_set - {"path", "limit", "held_out"}
     if given or not isinstance(config.data.path, str):
         raise OptionError(f"data.{min(given, default='path')}: images with holes are read from one file as it is")
-    judge = load_inpainting_judge(method.reward).to(_device())
-    scorer = load_pipeline(config.model, seed=config.training.seed)
-    scorer.to(_device())
+    judge = load_inpainting_judge(method.reward).to(processes.device())
+    scorer = load_pipeline(config.model, seed=config.training.seed).to(processes.device())
     run = begin(
         config.training,
         method.kind,
@@ -292,7 +291,7 @@ def _paint(config: ImageRunConfig, method: PrefPaintOptions, resume: bool) -> Im
     )
     pictures = wins = None
     if before is not None:
-        trained = load_pipeline(saved_pipeline(config.model, str(run.model))).to(_device())
+        trained = load_pipeline(saved_pipeline(config.model, str(run.model))).to(processes.device())
         after = _fill(trained, shown, config.report)
         if held_out:
             wins = compared(judge, held_out, after, before).table("Fillings of held-out holes, by the reward")
@@ -307,7 +306,6 @@ def _paint(config: ImageRunConfig, method: PrefPaintOptions, resume: bool) -> Im
 
 
 def _fill(scorer: DiffusionScorer, holes: Sequence[EncodedHole], options: PictureOptions) -> Tensor:
-    scorer.codec.wake(scorer.device)
     steps = min(options.steps, scorer.schedule.steps)
     return fill_holes(scorer, together(holes)[0], list(range(len(holes))), steps=steps)
 
@@ -315,11 +313,6 @@ def _fill(scorer: DiffusionScorer, holes: Sequence[EncodedHole], options: Pictur
 def _alone(kind: str) -> None:
     if processes.count() > 1:
         raise OptionError(f"method: {kind} runs in one process")
-
-
-def _device() -> torch.device:
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found or torch.device("cpu")
 
 
 def saved_pipeline(options: PipelineOptions, path: str) -> PipelineOptions:

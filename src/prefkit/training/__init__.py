@@ -3,7 +3,7 @@
 from prefkit.training import checkpoints
 from prefkit.training.curriculum import CurriculumOptions, CurriculumResult, fit_curriculum, make_stages
 from prefkit.training.data import TrainingData, prepare
-from prefkit.training.fit import FitResult, fit, go_back, open_run
+from prefkit.training.fit import FitResult, fit, go_back, interruptible, open_run, write_model
 from prefkit.training.options import TrainingOptions
 from prefkit.training.reference import reference_scores
 from prefkit.training.run import Run
@@ -23,8 +23,10 @@ __all__ = [
     "fit",
     "fit_curriculum",
     "go_back",
+    "interruptible",
     "make_stages",
     "open_run",
     "prepare",
     "reference_scores",
+    "write_model",
 ]

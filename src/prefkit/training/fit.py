@@ -9,8 +9,9 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,7 @@ def fit(
             shown=shown,
         )
         begun = time.perf_counter()
-        with _interrupted(trainer, run), steady_memory(arguments.device):
+        with interruptible(run, lambda: trainer.state.global_step), steady_memory(arguments.device):
             steps = trainer.fit(checkpoint)
         seconds = time.perf_counter() - begun
     _save(trainer, run)
@@ -282,8 +283,13 @@ def go_back(run: Run, resume: bool) -> Path | None:
 
 
 @contextlib.contextmanager
-def _interrupted(trainer: PreferenceTrainer, run: Run) -> Iterator[None]:
-    """Say how to go on when the run is stopped by the user or by a scheduler (SIGINT, SIGTERM)."""
+def interruptible(run: Run, done: Callable[[], int]) -> Iterator[None]:
+    """Say how to go on when the run is stopped by the user or by a scheduler (SIGINT, SIGTERM).
+
+    Args:
+        run: its folder.
+        done: gives the number of updates so far.
+    """
 
     def stop(*_: object) -> None:
         raise SystemExit(128 + signal.SIGTERM)
@@ -296,7 +302,7 @@ def _interrupted(trainer: PreferenceTrainer, run: Run) -> Iterator[None]:
         found = checkpoints.newest_first(run.checkpoints)
         last = f"the last checkpoint is that of step {checkpoints.step_of(found[0])}" if found else "no checkpoint yet"
         if processes.rank() == 0:
-            logger.warning(f"stopped at step {trainer.state.global_step}, {last}; go on with --resume")
+            logger.warning(f"stopped at step {done()}, {last}; go on with --resume")
         raise
     finally:
         if main:
@@ -304,13 +310,27 @@ def _interrupted(trainer: PreferenceTrainer, run: Run) -> Iterator[None]:
 
 
 def _save(trainer: PreferenceTrainer, run: Run) -> None:
-    """Write the trained model, whole or not at all."""
-    temporary = run.folder / ".model"
+    """Write the trained model; all processes call it."""
     state = trainer.full_state()
     if trainer.is_world_process_zero():
-        with explaining(run.model, "free some space and resume the run"):
-            shutil.rmtree(temporary, ignore_errors=True)
-            trainer.scorer.save(temporary) if state is None else trainer.scorer.save(temporary, state)
-            shutil.rmtree(run.model, ignore_errors=True)
-            temporary.rename(run.model)
+        scorer = trainer.scorer
+        write_model(run, scorer.save if state is None else partial(scorer.save, state=state))
     processes.wait()
+
+
+def write_model(run: Run, write: Callable[[Path], None]) -> None:
+    """Write the trained model, whole or not at all.
+
+    Args:
+        run: its folder.
+        write: writes it to a folder.
+
+    Raises:
+        PrefkitError: it cannot be written.
+    """
+    temporary = run.folder / ".model"
+    with explaining(run.model, "free some space and resume the run"):
+        shutil.rmtree(temporary, ignore_errors=True)
+        write(temporary)
+        shutil.rmtree(run.model, ignore_errors=True)
+        temporary.rename(run.model)
