@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from bench import strengths
+from bench import diffusion, strengths
 from bench.objectives import costs
 from bench.profile import profile
 from prefkit.language.scorer import multiplies_bf16
@@ -85,7 +85,14 @@ def main() -> None:
     parser.add_argument("--no-objectives", action="store_true", help="leave out what each objective costs")
     parser.add_argument("--no-strengths", action="store_true", help="leave out leaderboards")
     parser.add_argument("--limit", type=float, default=90.0, help="seconds that a method of choix may take")
+    parser.add_argument(
+        "--diffusion", type=Path, help="only this: Diffusion-DPO against the script of diffusers at PATH"
+    )
     args = parser.parse_args()
+    if args.diffusion is not None:
+        table = diffusion.compare(args.diffusion, _peer(), OUT / "diffusion", _run, args.repeats)
+        Console(width=None if sys.stdout.isatty() else 150).print(table)
+        return
     if not (args.yardstick / "trl_dpo.py").is_file():
         sys.exit(f"{args.yardstick} holds no trl_dpo.py: give the folder of the peer's scripts with --yardstick")
 

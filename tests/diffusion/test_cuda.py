@@ -7,15 +7,30 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 pytest.importorskip("diffusers", reason="pipelines need the extra 'diffusion'")
 
 from prefkit import diffusion as d
+from prefkit.cli import app
 from prefkit.diagnostics import evaluate
 from prefkit.objectives import make_objective
-from prefkit.training import TrainingOptions, fit
+from prefkit.training import Run, TrainingOptions, fit
 from tests.diffusion import tiny_pipelines as tiny
-from tests.diffusion.test_pipelines import batch, caption, pairs
+from tests.diffusion.test_pipelines import (
+    DEMONSTRATIONS,
+    FAST,
+    TRUNCATED,
+    batch,
+    caption,
+    clip,
+    command,
+    pairs,
+    parquet,
+    settings,
+    stop_at,
+)
+from tests.recipes import test_painting as painting
 
 pytestmark = [
     pytest.mark.gpu,
@@ -73,3 +88,36 @@ def test_a_run_in_half_precision_with_an_adapter_goes_on_where_it_stopped(style:
     assert evaluate(scorer.eval(), pairs(4, style), reference=True, batch_size=2, per_token=False).summary
     images = d.draw_images(scorer, [caption(style)], [0], steps=2)
     assert images.isfinite().all()
+
+
+@pytest.mark.parametrize("method", [DEMONSTRATIONS, TRUNCATED])
+def test_a_run_without_pairs_goes_on_where_it_stopped(
+    method: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["train", "--model", tiny.saved("sd", tmp_path / "sd"), "--data", parquet(tmp_path), *method, *FAST]
+    given += settings(data__held_out=0.0, training__max_steps=5, training__log_every=1, training__save_every=2)
+    went_on(given, tmp_path, monkeypatch)
+
+
+def test_prefpaint_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.saved("inpainting", tmp_path / "pipeline")
+    clip(tmp_path / "clip")
+    judge = ["train", "--data", painting.rated(tmp_path), "--output", str(tmp_path / "judge"), *painting.REWARD]
+    command(*judge, *settings(model__embedder=tmp_path / "clip"))
+    given = ["train", "--model", str(tmp_path / "pipeline"), "--data", painting.to_fill(tmp_path), *painting.PAINT]
+    given += settings(method__reward=tmp_path / "judge" / "model", training__save_every=2, training__max_steps=5)
+    went_on(given, tmp_path, monkeypatch)
+
+
+def went_on(given: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was stopped in its fifth round and resumed has the losses of one that was not."""
+    command(*given, "--output", str(folder / "whole"))
+    with monkeypatch.context() as patched:
+        stop_at(5, patched)
+        assert CliRunner().invoke(app, [*given, "--output", str(folder / "stopped")]).exit_code == 130
+    command(*given, "--output", str(folder / "stopped"), "--resume")
+    whole, stopped = (Run.open(folder / name).metrics for name in ("whole", "stopped"))
+    assert len(whole) == 5
+    # Kernels of a GPU do not add in one order.
+    for here, there in zip(stopped, whole, strict=True):
+        assert here == pytest.approx(there, rel=1e-3)

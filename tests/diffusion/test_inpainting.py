@@ -113,5 +113,7 @@ def test_bad_holes(folder: str, tmp_path: Path) -> None:
         d.inpainting_condition(codec, images, masks[:1])
     with pytest.raises(OptionError, match="fills nothing in"):
         d.inpainting_condition(d.load_pipeline(tiny.saved("sd", tmp_path / "sd")).codec, images, masks)
+    with pytest.raises(OptionError, match="fills in holes, which captions alone do not have"):
+        d.draw_images(d.load_pipeline(folder), ["a cat"], [0])
     with pytest.raises(RecordError, match="comparisons of images have no masks"):
         codec.encode(pairs(1)[0])

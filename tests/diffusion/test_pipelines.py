@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from prefkit.comparisons.rows import user
 from prefkit.diagnostics import evaluate
 from prefkit.errors import OptionError, PrefkitError, RecordError
 from prefkit.objectives import make_objective
+from prefkit.recipes.run_images import saved_pipeline
 from prefkit.training import TrainingOptions, fit
 from tests.diffusion import digits
 from tests.diffusion import tiny_pipelines as tiny
@@ -168,8 +170,6 @@ def test_a_negative_model_changes_guided_images_only(folders: dict[str, str], tm
 
 
 def edited(folder: str, target: Path, part: str, **changes: Any) -> str:
-    import shutil
-
     shutil.copytree(folder, target)
     file = target / part
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
@@ -181,8 +181,6 @@ def test_bad_folders(folders: dict[str, str], tmp_path: Path) -> None:
         d.load_pipeline(str(tmp_path))
     with pytest.raises(OptionError, match="cannot be loaded"):
         d.load_pipeline("nobody/nothing")
-    import shutil
-
     shutil.copytree(folders["sd"], tmp_path / "no-vae")
     shutil.rmtree(tmp_path / "no-vae" / "vae")
     with pytest.raises(OptionError, match="lacks its vae: there is no such folder in it"):
@@ -195,6 +193,71 @@ def test_bad_folders(folders: dict[str, str], tmp_path: Path) -> None:
     )
     with pytest.raises(OptionError, match="unknown prediction type 'v_predicton'; did you mean 'v_prediction'"):
         d.load_pipeline(path)
+
+
+def test_a_pipeline_without_a_scheduler(folders: dict[str, str], tmp_path: Path) -> None:
+    path = edited(folders["sd"], tmp_path / "null-scheduler", "model_index.json", scheduler=[None, None])
+    with pytest.raises(OptionError, match="has no scheduler, which says how its images are noised"):
+        d.load_pipeline(path)
+    shutil.rmtree(tmp_path / "null-scheduler")
+    path = edited(folders["sd"], tmp_path / "no-scheduler", "model_index.json")
+    shutil.rmtree(tmp_path / "no-scheduler" / "scheduler")
+    with pytest.raises(OptionError, match="lacks its scheduler: there is no such folder in it"):
+        d.load_pipeline(path)
+
+
+def with_variants(folder: str, target: Path, *variants: str, plain: bool = False) -> str:
+    """The same pipeline with its weights in other files."""
+    shutil.copytree(folder, target)
+    for file in list(target.rglob("*.safetensors")):
+        for variant in variants:
+            shutil.copy(file, file.with_name(f"{file.stem}.{variant}.safetensors"))
+        if not plain:
+            file.unlink()
+    return str(target)
+
+
+def test_weight_files_of_a_variant(folders: dict[str, str], tmp_path: Path) -> None:
+    path = with_variants(folders["sd"], tmp_path / "half", "fp16")
+    expected = d.load_pipeline(folders["sd"]).denoiser.state_dict()
+    for variant in (None, "fp16"):
+        found = d.load_pipeline(d.PipelineOptions(path=path, variant=variant)).denoiser.state_dict()
+        assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+    with pytest.raises(OptionError, match=r"model\.variant: .* no weights of the variant 'fp61'; it has fp16"):
+        d.load_pipeline(d.PipelineOptions(path=path, variant="fp61"))
+    both = with_variants(folders["sd"], tmp_path / "both", "fp16", "ema")
+    with pytest.raises(OptionError, match="no plain weights, and several variants; it has ema, fp16"):
+        d.load_pipeline(both)
+    saved = saved_pipeline(d.PipelineOptions(path=both, variant="fp16"), path)
+    assert (saved.variant, saved.reference, saved.reference_variant) == (None, both, "fp16")
+    assert d.load_pipeline(saved)._reference
+
+
+def test_a_hub_name_is_known_by_the_local_cache(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("PREFKIT_CACHE", str(tmp_path / "cache"))
+    kept = tmp_path / "models--someone--tiny"
+    shutil.copytree(folders["sd"], kept / "snapshots" / "0a")
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("0a")
+    text = tmp_path / "models--someone--text"
+    (text / "snapshots" / "0b").mkdir(parents=True)
+    (text / "snapshots" / "0b" / "config.json").write_text("{}")
+    (text / "refs").mkdir()
+    (text / "refs" / "main").write_text("0b")
+    assert d.is_pipeline("someone/tiny")
+    assert not any(d.is_pipeline(name) for name in ("someone/text", "someone/unknown", "builtin", "a b/c"))
+    given = ["--data", parquet(tmp_path), "--output", str(tmp_path / "run"), *FAST, *settings(report__samples=0)]
+    command("train", "--model", "someone/tiny", *given, *settings(training__max_steps=1))
+    assert d.is_pipeline(str(tmp_path / "run" / "model"))
+    with pytest.raises(OptionError, match="no pipeline of that name in the hub's cache"):
+        d.load_pipeline("someone/unknown")
+    shutil.rmtree(kept / "snapshots" / "0a" / "vae")
+    with pytest.raises(OptionError, match="the pipeline someone/tiny lacks its vae"):
+        d.load_pipeline("someone/tiny")
 
 
 def test_latents_that_are_no_numbers_name_the_image(folders: dict[str, str]) -> None:
@@ -320,31 +383,72 @@ def test_a_damaged_image_stops_a_run_or_is_listed(
         command("train", "--data", "builtin", "--output", str(tmp_path / "text"), "--skip-bad")
 
 
-@pytest.mark.parametrize(
-    ("method", "figure"),
-    [
-        (
-            ["demonstrations", "--set", "method.margin=0.1", "--set", "method.steps=4", "--set", "method.experts=4"],
-            "active",
-        ),
-        (["truncated", "--set", "method.count=5", "--set", "method.steps=2"], "loss"),
-    ],
-)
+DEMONSTRATIONS = settings(method__kind="demonstrations", method__margin=0.1, method__steps=4, method__experts=4)
+TRUNCATED = settings(method__kind="truncated", method__count=5, method__steps=2)
+
+
+@pytest.mark.parametrize(("method", "figure"), [(DEMONSTRATIONS, "active"), (TRUNCATED, "loss")])
 def test_training_without_pairs(method: list[str], figure: str, folders: dict[str, str], tmp_path: Path) -> None:
     given = ["train", "--model", folders["sd"], "--data", parquet(tmp_path, bad=True), "--skip-bad"]
-    given += ["--set", f"method.kind={method[0]}", *method[1:], *FAST, *settings(data__held_out=0.0)]
+    given += [*method, *FAST, *settings(data__held_out=0.0)]
     with pytest.raises(OptionError, match=r"draws its batches without end: set training\.max_steps"):
         command(*given, "--output", str(tmp_path / "endless"))
     output = tmp_path / "run"
-    command(*given, "--output", str(output), *settings(training__max_steps=4, training__log_every=2))
+    given += settings(training__max_steps=4, training__log_every=2)
+    with pytest.raises(OptionError, match=r"training\.warmup does not apply to method"):
+        command(*given, "--output", str(output), *settings(training__warmup=2))
+    command(*given, "--output", str(output))
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4]
     assert all(figure in line for line in lines)
+    assert json.loads((output / "skipped.jsonl").read_text())["line"] == 4
     before, after = (d.load_pipeline(path).state_dict() for path in (folders["sd"], str(output / "model")))
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert (output / "samples.png").is_file()
-    with pytest.raises(OptionError, match="is not resumed"):
-        command(*given, "--output", str(output), *settings(training__max_steps=4), "--resume")
+    with pytest.raises(PrefkitError, match="holds another run"):
+        command(*given, "--output", str(output))
+
+
+@pytest.mark.parametrize(("method", "dropout"), [(DEMONSTRATIONS, None), (TRUNCATED, 0.5)])
+def test_a_run_without_pairs_goes_on_where_it_was_stopped(
+    method: list[str],
+    dropout: float | None,
+    folders: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    given = ["train", "--model", folders["sd"], "--data", parquet(tmp_path), *method, *FAST]
+    given += settings(data__held_out=0.0, report__samples=0, training__max_steps=7, training__log_every=1)
+    given += settings(training__save_every=2, method__decay=0.5)
+    given += [] if dropout is None else settings(model__lora__dropout=dropout)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    command(*given, "--output", str(whole))
+    with monkeypatch.context() as patched:
+        stop_at(6, patched)
+        assert CliRunner().invoke(app, [*given, "--output", str(stopped)]).exit_code == 130
+    assert "stopped at step 5, the last checkpoint is that of step 4; go on with --resume" in caplog.text
+    with pytest.raises(OptionError, match=r"was begun with training\.seed = 0, got 1"):
+        command(*given, "--output", str(stopped), "--resume", *settings(training__seed=1))
+    # The newest checkpoint is damaged, so the one before it is taken.
+    newest = stopped / "checkpoints" / "checkpoint-4" / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1] + b"?")
+    command(*given, "--output", str(stopped), "--resume")
+    assert (stopped / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
+    for file in (whole / "model" / "unet").iterdir():
+        assert (stopped / "model" / "unet" / file.name).read_bytes() == file.read_bytes()
+
+
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stop a run of a loop as Ctrl-C does, in the middle of a round."""
+    seed = torch.manual_seed
+
+    def seeded(number: int) -> torch.Generator:
+        if number == step:
+            raise KeyboardInterrupt
+        return seed(number)
+
+    monkeypatch.setattr(torch, "manual_seed", seeded)
 
 
 def test_a_negative_model_learns_what_is_disliked(

@@ -102,6 +102,7 @@ def score(
     from prefkit.recipes.preferences import is_preference_model
     from prefkit.recipes.remote import is_address
     from prefkit.recipes.rewarding import followup_scorer, load_language, load_ranking
+    from prefkit.training import processes
 
     if is_address(model) or is_preference_model(model) or DomainReward.is_saved(Path(model)):
         if tokens or samples is not None or followups is not None:
@@ -113,7 +114,7 @@ def score(
     images = is_pipeline(model)
     dropout = samples is not None
     scorer = (
-        load_pipeline(model).eval()
+        load_pipeline(model).to(processes.device()).eval()
         if images
         else load_language(model, max_length=max_length, precision=precision, dropout=dropout)
     )
@@ -430,8 +431,10 @@ def _evaluate_pipeline(model: str, reference: str | None, pairs: Path | None, re
     from prefkit import diagnostics
     from prefkit.comparisons import load_comparisons
     from prefkit.diffusion import PipelineOptions, load_pipeline
+    from prefkit.training import processes
 
-    scorer = load_pipeline(PipelineOptions.parse({"path": model, "reference": reference}, "model")).eval()
+    options = PipelineOptions.parse({"path": model, "reference": reference}, "model")
+    scorer = load_pipeline(options).to(processes.device()).eval()
     comparisons = load_comparisons(reading.file, format=reading.data_format, limit=reading.limit)
     with Progress(transient=True) as progress:
         watched = progress.track(comparisons, description="evaluating")
@@ -452,6 +455,7 @@ def _win_rate(model: str, reference: str | None, scorer: str, drawing: _Drawing,
     from prefkit.comparisons import load_comparisons
     from prefkit.diffusion import caption_of, draw_images, load_pipeline, make_scorer, win_rate_of
     from prefkit.report.cells import plain
+    from prefkit.training import processes
 
     if reference is None:
         raise OptionError("a win rate compares two pipelines: give --reference")
@@ -462,7 +466,7 @@ def _win_rate(model: str, reference: str | None, scorer: str, drawing: _Drawing,
     told, seeds = [caption for caption, _ in asked], [seed for _, seed in asked]
     drawn = [
         draw_images(
-            load_pipeline(path),
+            load_pipeline(path).to(processes.device()),
             told,
             seeds,
             steps=drawing.steps,

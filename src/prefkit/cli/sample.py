@@ -183,14 +183,15 @@ def _draw(
 ) -> None:
     from prefkit.diffusion import draw_images, load_pipeline, to_arrays
     from prefkit.report import picture_grid
+    from prefkit.training import processes
 
     asked = [(caption, number) for caption in captions for number in seeds]
-    away = None if negative is None else load_pipeline(negative)
+    away = None if negative is None else load_pipeline(negative).to(processes.device())
     rows = {}
     for name, path in (("before", before), ("after" if before else model, model)):
         if path is None:
             continue
-        scorer = load_pipeline(path)
+        scorer = load_pipeline(path).to(processes.device())
         if steps > scorer.schedule.steps:
             raise OptionError(f"--steps must be at most {scorer.schedule.steps}, the steps that {path} was trained on")
         images = draw_images(

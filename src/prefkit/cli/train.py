@@ -44,6 +44,8 @@ def train(
 
         prefkit train --model sd-folder --data pairs.parquet --output runs/sd --set model.lora.rank=8 --skip-bad
 
+        prefkit train --data R --output runs/judge --set model.kind=inpainting_reward --set model.embedder=clip-folder
+
         prefkit train --data D --output runs/pm --set model.kind=preference --set model.estimator=general_preference
     """
     from prefkit.recipes.run import RunConfig, read_values
@@ -52,6 +54,9 @@ def train(
         raise OptionError("give a YAML file, or --data and --output")
     given = {"model.path": model, "data.path": data, "objective.kind": objective, "output": output}
     values = read_values(config, settings or (), given)
+    if isinstance(values.get("model"), Mapping) and values["model"].get("kind") == "inpainting_reward":
+        _train_inpainting_reward(values, resume=resume, skip_bad=skip_bad)
+        return
     if _of_images(values):
         _train_on_images(values, resume=resume, skip_bad=skip_bad)
         return
@@ -76,6 +81,21 @@ def _train_on_images(values: dict[str, Any], *, resume: bool, skip_bad: bool) ->
         _show(shown)
 
 
+def _train_inpainting_reward(values: dict[str, Any], *, resume: bool, skip_bad: bool) -> None:
+    from prefkit.recipes.inpainting_reward import InpaintingRewardConfig, run_inpainting_reward
+
+    if resume:
+        raise OptionError("--resume does not apply to a reward model of fillings, which is trained in minutes")
+    values["skip_bad"] = skip_bad or values.get("skip_bad", False)
+    result = run_inpainting_reward(InpaintingRewardConfig.parse(values))
+    console = Console()
+    console.print(result.table)
+    aside = f"; {len(result.skipped)} set aside, see {result.run.folder / 'skipped.jsonl'}" if result.skipped else ""
+    console.print(f"trained on {result.rows} fillings{aside}", highlight=False, soft_wrap=True)
+    console.print(f"model  {result.run.model}", highlight=False, soft_wrap=True)
+    console.print(f"report {result.report}", highlight=False, soft_wrap=True)
+
+
 def _of_images(values: Mapping[str, Any]) -> bool:
     """Whether the model is a pipeline: by its kind, or by what is in its folder."""
     from prefkit.diffusion import is_pipeline
@@ -83,7 +103,9 @@ def _of_images(values: Mapping[str, Any]) -> bool:
     model = values.get("model")
     if not isinstance(model, Mapping):
         return False
-    return model.get("kind") == "diffusion" or ("kind" not in model and is_pipeline(str(model.get("path", ""))))
+    if "kind" in model:
+        return bool(model["kind"] == "diffusion")
+    return is_pipeline(str(model.get("path", "")), model.get("revision"))
 
 
 def show_preference_run(values: Mapping[str, Any]) -> None:

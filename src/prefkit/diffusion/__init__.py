@@ -4,16 +4,26 @@ The mathematics needs nothing but torch. Pipelines of `diffusers` need the extra
 """
 
 from prefkit.diffusion.demonstrations import RankedDemonstrations
-from prefkit.diffusion.drawing import draw_images
+from prefkit.diffusion.drawing import draw_images, fill_holes
+from prefkit.diffusion.embedding import ImageEmbedder, load_embedder
 from prefkit.diffusion.feedback import Exchanged, ImageScorer, Rescored, WinRate, clip_scorer, make_scorer, win_rate_of
+from prefkit.diffusion.followers import moving
 from prefkit.diffusion.guidance import (
     NegativeGuidance,
     guidance_variance,
     guided,
     merge_negative_weights,
 )
+from prefkit.diffusion.holes import Hole, RatedFilling, blacked_out, read_holes, read_rated_fillings
 from prefkit.diffusion.images import caption_of, read_image, to_arrays, to_tensor
-from prefkit.diffusion.inpainting import InpaintingReward, Rewarded, inpainting_condition, with_empty_prompt
+from prefkit.diffusion.inpainting import (
+    InpaintingJudge,
+    InpaintingReward,
+    Rewarded,
+    inpainting_condition,
+    load_inpainting_judge,
+    with_empty_prompt,
+)
 from prefkit.diffusion.inversion import (
     CleanEstimate,
     Grid,
@@ -110,7 +120,10 @@ __all__ = [
     "DiffusionScorer",
     "Exchanged",
     "Grid",
+    "Hole",
+    "ImageEmbedder",
     "ImageScorer",
+    "InpaintingJudge",
     "InpaintingReward",
     "InversionOptions",
     "MedianWins",
@@ -124,6 +137,7 @@ __all__ = [
     "PixelCodec",
     "RankedDemonstrations",
     "RankingLosses",
+    "RatedFilling",
     "Rescored",
     "RewardUncertainty",
     "Rewarded",
@@ -141,6 +155,7 @@ __all__ = [
     "amplification",
     "amplified_clipped_loss",
     "as_negative",
+    "blacked_out",
     "caption_of",
     "clip_scorer",
     "ddim_invert",
@@ -154,6 +169,7 @@ __all__ = [
     "effective_noise",
     "ema_decay",
     "few_step_times",
+    "fill_holes",
     "guidance_variance",
     "guided",
     "inpainting_condition",
@@ -163,19 +179,24 @@ __all__ = [
     "is_pipeline",
     "learning_rate_for",
     "linear_betas",
+    "load_embedder",
+    "load_inpainting_judge",
     "load_pipeline",
     "make_scorer",
     "median_win_rate",
     "merge_negative_weights",
     "move",
+    "moving",
     "noised",
     "normalised_advantages",
     "npo_dpo_loss",
     "offset_noise",
     "pair_orientation",
     "predicting_noise",
+    "read_holes",
     "read_image",
     "read_pipeline",
+    "read_rated_fillings",
     "recorded",
     "refiner_times",
     "renoise_from_state",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from prefkit.diffusion.followers import follower, moving, restore, state_of
 from prefkit.diffusion.losses import denoising_error, dro_loss, dro_unclipped_loss
 from prefkit.diffusion.sampling import TrajectoryBuffer, ema_decay, predicting_noise, sample
 from prefkit.diffusion.schedules import Schedule
@@ -62,9 +62,7 @@ class RankedDemonstrations:
         self.model, self.schedule, self.margin, self.refresh = model, schedule, margin, refresh
         self.steps, self.decay, self.clamp = steps, decay, clamp
         self.buffer, self.updates, self.active = TrajectoryBuffer(buffer), 0, 0.0
-        self.reference, self.policy, self.average = (
-            copy.deepcopy(model).requires_grad_(False).eval() for _ in range(3)
-        )
+        self.reference, self.policy, self.average = (follower(model) for _ in range(3))
 
     @torch.no_grad()
     def explore(self, shape: tuple[int, ...], generator: torch.Generator, cond: Any = None) -> None:
@@ -126,6 +124,27 @@ class RankedDemonstrations:
             kept.lerp_(now, 1 - decay)
         if self.refresh is not None and self.updates % self.refresh == 0:
             self.policy.load_state_dict(self.model.state_dict())
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint has to hold beside the model."""
+        kept = {"states": self.buffer.states, "noises": self.buffer.noises, "times": self.buffer.times}
+        return {
+            **state_of(self._copies, moving(self.model)),
+            **{f"buffer {name}": tensor for name, tensor in kept.items()},
+            "updates": torch.tensor(self.updates),
+        }
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on where `state` was taken."""
+        restore(self._copies, state)
+        device = next(self.model.parameters()).device
+        kept = (state[f"buffer {name}"].to(device) for name in ("states", "noises", "times"))
+        self.buffer.states, self.buffer.noises, self.buffer.times = kept
+        self.updates = int(state["updates"])
+
+    @property
+    def _copies(self) -> dict[str, nn.Module]:
+        return {"policy": self.policy, "average": self.average}
 
 
 def _twice(cond: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -54,11 +54,14 @@ def draw_images(
     codec = scorer.codec
     if not isinstance(codec, PipelineCodec):
         raise OptionError("images are drawn from pipelines; use prefkit.diffusion.sample for other denoisers")
+    if codec.inpainting:
+        raise OptionError("this pipeline fills in holes, which captions alone do not have; see fill_holes")
     if len(captions) != len(seeds):
         raise OptionError(f"each caption needs a seed, got {len(captions)} and {len(seeds)}")
     if not captions:
         raise OptionError("there are no captions to draw")
     scorer.eval()
+    codec.wake(scorer.device)
     other = negative or scorer
     other.eval()
     models = [predicting_noise(each.denoiser, each.schedule) for each in (scorer, other)]
@@ -66,9 +69,7 @@ def draw_images(
     for start in range(0, len(captions), batch_size):
         own = slice(start, start + batch_size)
         cond = _conditions(codec, captions[own], scorer.device)
-        noise = torch.stack(
-            [torch.randn(codec.shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds[own]]
-        ).to(scorer.device)
+        noise = _noise(codec, seeds[own]).to(scorer.device)
         generator = torch.Generator().manual_seed(seeds[start])
         if scorer.schedule.prediction == "flow":
             x = _flow(scorer, other, noise, cond, steps, guidance)
@@ -80,6 +81,50 @@ def draw_images(
             x = run.sample
         drawn.append(codec.decode(x).cpu())
     return torch.cat(drawn)
+
+
+@torch.no_grad()
+def fill_holes(
+    scorer: DiffusionScorer,
+    cond: Mapping[str, Tensor],
+    seeds: Sequence[int],
+    *,
+    steps: int = 50,
+    batch_size: int = 8,
+) -> Float[Tensor, "n channels height width"]:
+    """One filling of each hole, by the implicit sampler without guidance.
+
+    Args:
+        scorer: an inpainting pipeline as a scorer.
+        cond: of all holes, see `inpainting_condition`.
+        seeds: of the noise, one a hole.
+        steps: of the sampler.
+        batch_size: holes that are filled in together.
+
+    Returns:
+        Images in [-1, 1].
+
+    Raises:
+        OptionError: the scorer is no inpainting pipeline, or the numbers of holes and seeds differ.
+    """
+    codec = scorer.codec
+    if not isinstance(codec, PipelineCodec) or not codec.inpainting:
+        raise OptionError("this pipeline fills nothing in: its denoiser does not take a mask")
+    if len(cond["mask"]) != len(seeds):
+        raise OptionError(f"each hole needs a seed, got {len(cond['mask'])} and {len(seeds)}")
+    scorer.eval()
+    codec.wake(scorer.device)
+    model, filled = predicting_noise(scorer.denoiser, scorer.schedule), []
+    for start in range(0, len(seeds), batch_size):
+        own = slice(start, start + batch_size)
+        told = {name: value[own].to(scorer.device) for name, value in cond.items()}
+        noise = _noise(codec, seeds[own]).to(scorer.device)
+        filled.append(codec.decode(sample(model, noise, scorer.schedule, count=steps, cond=told).sample).cpu())
+    return torch.cat(filled)
+
+
+def _noise(codec: PipelineCodec, seeds: Sequence[int]) -> Tensor:
+    return torch.stack([torch.randn(codec.shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
 def _conditions(codec: PipelineCodec, captions: Sequence[str], device: torch.device) -> dict[str, Tensor]:

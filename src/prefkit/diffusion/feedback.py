@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import interpolate, normalize
+from torch.nn.functional import normalize
 
 from prefkit.comparisons import Comparison, Ranking, Winner
 from prefkit.diagnostics import Interval, bootstrap_difference, bootstrap_interval
+from prefkit.diffusion.embedding import clip_pixels
 from prefkit.diffusion.images import caption_of, content_of, read_image, to_tensor
 from prefkit.errors import OptionError, PrefkitError, RecordError
 from prefkit.objectives import flipped
@@ -26,9 +27,6 @@ from prefkit.report import Table
 
 ImageScorer: TypeAlias = Callable[[Float[Tensor, "n 3 height width"], Sequence[str]], Float[Tensor, " n"]]
 """How good images in [-1, 1] are for their captions; larger is better."""
-
-_MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""Of the pixels that CLIP was trained on (Radford et al. 2021)."""
 
 
 def clip_scorer(path: str, *, device: str = "cpu") -> ImageScorer:
@@ -50,13 +48,12 @@ def clip_scorer(path: str, *, device: str = "cpu") -> ImageScorer:
         raise OptionError(f"the scorer '{path}' cannot be loaded: {str(error).splitlines()[0]}") from error
     side = int(model.config.vision_config.image_size)
     longest = int(model.config.text_config.max_position_embeddings)
-    mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (_MEAN, _STD))
 
     @torch.no_grad()
     def score(images: Tensor, captions: Sequence[str]) -> Tensor:
-        pixels = interpolate((images + 1) / 2, size=(side, side), mode="bicubic", antialias=True).clamp(0, 1)
+        pixels = clip_pixels(images, side)
         tokens = tokenizer(list(captions), padding=True, truncation=True, max_length=longest, return_tensors="pt")
-        seen = model.vision_model(pixel_values=((pixels - mean) / std).to(device)).pooler_output
+        seen = model.vision_model(pixel_values=pixels.to(device)).pooler_output
         read = model.text_model(**{name: value.to(device) for name, value in tokens.items()}).pooler_output
         pair = normalize(model.visual_projection(seen), dim=1), normalize(model.text_projection(read), dim=1)
         return (pair[0] * pair[1]).sum(1).cpu()

@@ -5,16 +5,21 @@ The reward is linear in the last features, which is what the error bound of `tru
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from prefkit.diffusion.embedding import ImageEmbedder, load_embedder
 from prefkit.diffusion.pipelines import PipelineCodec
-from prefkit.diffusion.trust import reward_regression_loss
+from prefkit.diffusion.trust import RewardUncertainty, reward_regression_loss
 from prefkit.errors import OptionError
 from prefkit.objectives import reward_model_loss
 
@@ -40,6 +45,9 @@ class InpaintingReward(nn.Module):
         shift: what is taken from the output; the released model's is 0.4064.
         scale: what it is divided by; the released model's is 2.3021.
 
+    Raises:
+        OptionError: the heads do not divide the width.
+
     Source: Liu et al. 2024 (PrefPaint, arXiv 2410.21966), released model.
     """
 
@@ -54,7 +62,10 @@ class InpaintingReward(nn.Module):
         scale: float = 1.0,
     ) -> None:
         super().__init__()
+        self.sizes = {"embedding": embedding, "hidden": hidden, "features": features, "heads": heads}
         width = 2 * embedding
+        if width % heads:
+            raise OptionError(f"heads must divide {width}, twice the size of an embedding, got {heads}")
         self.mix = nn.TransformerEncoderLayer(width, heads, width, dropout=0.1, batch_first=True)
         self.body = nn.Sequential(nn.Linear(width, hidden), nn.Dropout(0.2), nn.Linear(hidden, features))
         self.head = nn.Linear(features, 1, bias=False)
@@ -101,6 +112,68 @@ class InpaintingReward(nn.Module):
         return (
             reward_regression_loss(better.rewards, better_scores) + reward_regression_loss(worse.rewards, worse_scores)
         ) / 2
+
+
+class InpaintingJudge:
+    """A trained reward model with its embedder, and how certain its rewards are.
+
+    Args:
+        embedder: of images.
+        reward: takes its embeddings; evaluated as it is, so put it into evaluation mode.
+        trusted: from the features of the reward's training data.
+    """
+
+    def __init__(self, embedder: ImageEmbedder, reward: InpaintingReward, trusted: RewardUncertainty) -> None:
+        self.embedder, self.reward, self.trusted = embedder, reward.eval().requires_grad_(False), trusted
+
+    @torch.no_grad()
+    def __call__(self, filled: Float[Tensor, "n 3 height width"], holes: Float[Tensor, "n dim"]) -> Rewarded:
+        """Rewards and features of filled-in images.
+
+        Args:
+            filled: in [-1, 1].
+            holes: embeddings of the images with their holes blacked out.
+        """
+        found: Rewarded = self.reward(self.embedder(filled), holes)
+        return found
+
+    def to(self, device: torch.device | str) -> InpaintingJudge:
+        """Go to a device."""
+        self.embedder.to(device)
+        self.reward.to(device)
+        self.trusted = RewardUncertainty(self.trusted.features.to(device), self.trusted.lam)
+        return self
+
+    def save(self, folder: Path) -> None:
+        """Write what `load_inpainting_judge` reads: a folder that needs no other file."""
+        self.embedder.save(folder / "embedder")
+        options = {**self.reward.sizes, "shift": self.reward.shift, "scale": self.reward.scale, "lam": self.trusted.lam}
+        (folder / _JUDGE).write_text(json.dumps(options, indent=1) + "\n", encoding="utf-8")
+        save_file(
+            {**self.reward.state_dict(), _FEATURES: self.trusted.features.contiguous()}, folder / "reward.safetensors"
+        )
+
+
+_JUDGE, _FEATURES = "inpainting_reward.json", "training_features"
+
+
+def load_inpainting_judge(path: str | Path) -> InpaintingJudge:
+    """A reward model of fillings that was trained by this package.
+
+    Raises:
+        OptionError: the folder holds none, or it cannot be read.
+    """
+    folder = Path(path)
+    try:
+        options = json.loads((folder / _JUDGE).read_text(encoding="utf-8"))
+        lam = float(options.pop("lam"))
+        weights = load_file(folder / "reward.safetensors")
+        features = weights.pop(_FEATURES)
+        reward = InpaintingReward(**options)
+        reward.load_state_dict(weights)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise OptionError(f"{folder} holds no reward model of fillings: {str(error).splitlines()[0]}") from error
+    return InpaintingJudge(load_embedder(str(folder / "embedder")), reward, RewardUncertainty(features, lam))
 
 
 def inpainting_condition(

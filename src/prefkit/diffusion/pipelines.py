@@ -10,6 +10,7 @@ import copy
 import hashlib
 import inspect
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -58,6 +59,11 @@ class PipelineOptions(Options):
         None, description="folder or hub name of the reference; the policy as loaded, if none"
     )
     revision: str | None = Field(None, description="branch, tag or commit of a hub name")
+    variant: str | None = Field(
+        None, description="which weight files, such as `fp16`; the plain ones by default, or the only ones"
+    )
+    reference_revision: str | None = Field(None, description="branch, tag or commit of the reference")
+    reference_variant: str | None = Field(None, description="which weight files of the reference")
     lora: AdapterOptions | None = Field(None, description="train an adapter of this shape; None trains all weights")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="type in which weights are loaded")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="`bf16` computes products in bfloat16")
@@ -69,9 +75,31 @@ class PipelineOptions(Options):
     scores: ScoreOptions = Field(default_factory=ScoreOptions, description="how images are noised and scored")
 
 
-def is_pipeline(path: str) -> bool:
-    """Whether a folder holds a pipeline."""
-    return Path(path, INDEX).is_file()
+def is_pipeline(path: str, revision: str | None = None) -> bool:
+    """Whether a folder, or a hub name, is that of a pipeline.
+
+    Offline (`HF_HUB_OFFLINE`) a hub name is looked up in the hub's local cache only.
+
+    Args:
+        path: folder or hub name.
+        revision: branch, tag or commit of a hub name.
+    """
+    return Path(path, INDEX).is_file() or _hub_index(path, revision) is not None
+
+
+def _hub_index(path: str, revision: str | None) -> Path | None:
+    """The index of a pipeline on the hub, in the local cache; None if the name is not that of one."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    if Path(path).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+        return None
+    # A model of language that is there already is not asked for.
+    if isinstance(try_to_load_from_cache(path, "config.json", revision=revision), str):
+        return None
+    try:
+        return Path(hf_hub_download(path, INDEX, revision=revision))
+    except (OSError, ValueError):
+        return None
 
 
 class PipelineDenoiser(nn.Module):
@@ -322,7 +350,7 @@ def load_pipeline(options: PipelineOptions | str, *, seed: int = 0) -> Diffusion
 
     Args:
         options: see `PipelineOptions`; a string stands for its `path`.
-        seed: fixes the draws.
+        seed: fixes the draws, and the first weights of an adapter.
 
     Raises:
         OptionError: it cannot be found or loaded, lacks a part, or is of a kind that is not known.
@@ -330,15 +358,20 @@ def load_pipeline(options: PipelineOptions | str, *, seed: int = 0) -> Diffusion
     """
     if isinstance(options, str):
         options = PipelineOptions(path=options)
-    pipeline = read_pipeline(options.path, dtype=options.dtype, revision=options.revision)
+    pipeline = read_pipeline(options.path, dtype=options.dtype, revision=options.revision, variant=options.variant)
     schedule, times = schedule_of(pipeline, zero_snr=options.zero_snr)
     denoiser: nn.Module = PipelineDenoiser(denoiser_of(pipeline), times)
     reference = None
     if options.reference is not None:
-        other = read_pipeline(options.reference, dtype=options.dtype)
+        other = read_pipeline(
+            options.reference,
+            dtype=options.dtype,
+            revision=options.reference_revision,
+            variant=options.reference_variant,
+        )
         reference = PipelineDenoiser(denoiser_of(other), times).requires_grad_(False)
     if options.lora is not None:
-        denoiser = _with_adapter(denoiser, options.lora)
+        denoiser = _with_adapter(denoiser, options.lora, seed)
     codec = PipelineCodec(
         pipeline,
         options.resolution or _resolution(pipeline),
@@ -358,8 +391,14 @@ def load_pipeline(options: PipelineOptions | str, *, seed: int = 0) -> Diffusion
     )
 
 
-def read_pipeline(path: str, *, dtype: str = "float32", revision: str | None = None) -> Any:
+def read_pipeline(path: str, *, dtype: str = "float32", revision: str | None = None, variant: str | None = None) -> Any:
     """A pipeline of diffusers, of weights in safetensors alone, and without its safety checker.
+
+    Args:
+        path: folder or hub name.
+        dtype: type in which weights are loaded.
+        revision: branch, tag or commit of a hub name.
+        variant: which weight files, see `PipelineOptions`.
 
     Raises:
         OptionError: it cannot be found or loaded, or lacks a part.
@@ -371,30 +410,76 @@ def read_pipeline(path: str, *, dtype: str = "float32", revision: str | None = N
     except ImportError as error:
         raise needs("diffusers") from error
 
-    folder = Path(path)
-    without: dict[str, Any] = {}
-    if folder.is_dir():
-        if not is_pipeline(path):
-            raise OptionError(f"{path} is no pipeline: there is no {INDEX} in it")
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        parts = {name: value for name, value in index.items() if isinstance(value, list) and value[0] is not None}
-        missing = [name for name in parts if name not in _UNUSED and not (folder / name).is_dir()]
-        if missing:
-            raise OptionError(f"the pipeline {path} lacks its {', '.join(missing)}: there is no such folder in it")
-        if ("unet" in parts or "transformer" in parts) and "vae" not in parts and index["_class_name"] not in _PIXELS:
-            raise OptionError(f"the pipeline {path} has no vae, without which its latents cannot be made")
-        absent = [name for name, value in index.items() if isinstance(value, list) and value[0] is None]
-        without = dict.fromkeys([*absent, *(name for name in _UNUSED if name in index)])
+    folder = Path(path) if Path(path).is_dir() else _fetched(path, revision, variant)
+    if not is_pipeline(str(folder)):
+        raise OptionError(f"{path} is no pipeline: there is no {INDEX} in it")
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    parts = {name: value for name, value in index.items() if isinstance(value, list) and value[0] is not None}
+    missing = [name for name in parts if name not in _UNUSED and not (folder / name).is_dir()]
+    if missing:
+        raise OptionError(f"the pipeline {path} lacks its {', '.join(missing)}: there is no such folder in it")
+    if ("unet" in parts or "transformer" in parts) and "vae" not in parts and index["_class_name"] not in _PIXELS:
+        raise OptionError(f"the pipeline {path} has no vae, without which its latents cannot be made")
+    if "scheduler" not in parts:
+        raise OptionError(f"the pipeline {path} has no scheduler, which says how its images are noised")
+    absent = [name for name, value in index.items() if isinstance(value, list) and value[0] is None]
+    without: dict[str, Any] = dict.fromkeys([*absent, *(name for name in _UNUSED if name in index)])
     disable_progress_bar()
     try:
         pipeline = DiffusionPipeline.from_pretrained(
-            path, dtype=getattr(torch, dtype), revision=revision, use_safetensors=True, **without
+            folder,
+            dtype=getattr(torch, dtype),
+            variant=_variant(path, folder, parts, variant),
+            use_safetensors=True,
+            **without,
         )
     except (OSError, ValueError, AttributeError, ImportError) as error:
         raise OptionError(f"the pipeline '{path}' cannot be loaded: {_first_line(error)}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
+
+def _fetched(path: str, revision: str | None, variant: str | None) -> Path:
+    """Folder of a pipeline of the hub, in its local cache; what is missing is fetched, unless offline."""
+    from diffusers import DiffusionPipeline
+    from huggingface_hub import constants
+
+    index = _hub_index(path, revision)
+    if index is None:
+        where = "in the hub's cache (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else "on the hub"
+        raise OptionError(
+            f"the pipeline '{path}' cannot be loaded: there is no such folder, and no pipeline of that name {where}"
+        )
+    if constants.HF_HUB_OFFLINE:
+        return index.parent
+    unused: dict[str, Any] = dict.fromkeys(_UNUSED)
+    try:
+        return Path(
+            DiffusionPipeline.download(path, revision=revision, variant=variant, use_safetensors=True, **unused)
+        )
+    except (OSError, ValueError) as error:
+        raise OptionError(f"the pipeline '{path}' cannot be fetched: {_first_line(error)}") from error
+
+
+def _variant(path: str, folder: Path, parts: Mapping[str, Any], wanted: str | None) -> str | None:
+    """Which weight files of a folder to load: those that are wanted, the plain ones, or the only ones.
+
+    Raises:
+        OptionError: there are none of the variant, or several but no plain ones.
+    """
+    names = [file.name for part in ("unet", "transformer") if part in parts for file in (folder / part).iterdir()]
+    matches = [_WEIGHTS.fullmatch(name) for name in names]
+    found = {match["variant"] for match in matches if match is not None}
+    if wanted in found or not found:
+        return wanted
+    if wanted is None and len(found) == 1:
+        return next(iter(found))
+    known = ", ".join(sorted(each or "plain ones" for each in found))
+    problem = f"no weights of the variant '{wanted}'" if wanted else "no plain weights, and several variants"
+    raise OptionError(f"model.variant: the pipeline {path} has {problem}; it has {known}")
+
+
+_WEIGHTS = re.compile(r"diffusion_pytorch_model(\.(?P<variant>\w+))?(-\d+-of-\d+)?\.safetensors")
 
 _UNUSED = ("safety_checker", "feature_extractor")
 """Parts that score nothing."""
@@ -441,12 +526,15 @@ def schedule_of(pipeline: Any, *, zero_snr: bool = False) -> tuple[Schedule, Ten
     return found.to("cpu", torch.float32), torch.arange(steps)
 
 
-def _with_adapter(denoiser: nn.Module, options: AdapterOptions) -> PeftModel:
+def _with_adapter(denoiser: nn.Module, options: AdapterOptions, seed: int) -> PeftModel:
     config = LoraConfig(
         r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout, target_modules=options.targets
     )
     try:
-        return get_peft_model(denoiser, config)
+        # peft draws the adapter's first weights from torch's own generator.
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return get_peft_model(denoiser, config)
     except ValueError as error:
         raise OptionError(f"model.lora.targets: {_first_line(error)}") from error
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prefkit.comparisons import Comparison
+from prefkit.diffusion.followers import follower
 from prefkit.diffusion.guidance import guided
 from prefkit.diffusion.images import caption_of, images_of
 from prefkit.diffusion.losses import Convention, denoising_error, score_of
@@ -141,6 +142,9 @@ class DiffusionScorer(nn.Module):
         self._reference = () if reference is None else (reference.eval(),)
         self._writer = writer or _write_weights
         self._untrained = _versions(denoiser)
+        self._blank = (_without_weights(denoiser),)
+        # What FSDP2 shards as one.
+        self._no_split_modules = getattr(_plain(denoiser), "_no_split_modules", None)
         self._beside = False
         self._adapters = [layer for layer in denoiser.modules() if isinstance(layer, BaseTunerLayer)]
         self._fickle = any(isinstance(each, _BatchNorm) or getattr(each, "p", 0) > 0 for each in denoiser.modules())
@@ -248,18 +252,23 @@ class DiffusionScorer(nn.Module):
         """Make the policy, as it is now, the frozen reference; see `Scorer.refresh_reference`."""
         if keep and (self._reference or isinstance(self.denoiser, PeftModel)):
             return
-        self._reference = (copy.deepcopy(self.denoiser).requires_grad_(False).eval(),)
+        self._reference = (follower(self.denoiser),)
 
     def save(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
         """Write the trained model to a folder.
 
-        Raises:
-            PrefkitError: this process holds a part of the weights only.
+        Args:
+            folder: where to write.
+            state: the module's full state, where this process holds only a shard of it.
         """
+        denoiser = self.denoiser
         if state is not None:
-            raise PrefkitError("a sharded denoiser cannot be written yet; train it without training.fsdp")
+            denoiser = copy.deepcopy(self._blank[0])
+            denoiser.load_state_dict(
+                {name.removeprefix("denoiser."): part for name, part in state.items()}, assign=True
+            )
         folder.mkdir(parents=True, exist_ok=True)
-        self._writer(folder, self.denoiser)
+        self._writer(folder, denoiser)
 
     @property
     def supports_gradient_checkpointing(self) -> bool:
@@ -498,6 +507,15 @@ def _write_weights(folder: Path, denoiser: nn.Module) -> None:
     save_file(
         {name: tensor.contiguous() for name, tensor in denoiser.state_dict().items()}, folder / "denoiser.safetensors"
     )
+
+
+def _without_weights(model: nn.Module) -> nn.Module:
+    """The same modules without numbers in them: a model that is sharded cannot be copied any more."""
+    blank: dict[int, Any] = {
+        id(weight): nn.Parameter(weight.detach().to("meta"), requires_grad=weight.requires_grad)
+        for weight in model.parameters()
+    }
+    return copy.deepcopy(model, blank)
 
 
 def _versions(model: nn.Module) -> tuple[int, ...]:

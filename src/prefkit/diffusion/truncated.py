@@ -6,15 +6,15 @@ clean sample as the target. No data and no whole samples are needed.
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from prefkit.diffusion.followers import follower, moving, restore, state_of
 from prefkit.diffusion.guidance import guided
 from prefkit.diffusion.inversion import reparametrised_x0
 from prefkit.diffusion.sampling import NoiseModel, move, predicting_noise
@@ -220,7 +220,7 @@ class TruncatedFineTuning:
         self.guidance, self.start, self.decay = guidance, start, decay
         self.loss_type, self.huber_c = loss_type, huber_c
         self.averaged = teacher == "ema"
-        self.teacher = copy.deepcopy(model).requires_grad_(False).eval()
+        self.teacher = follower(model)
 
     def losses(
         self,
@@ -289,6 +289,14 @@ class TruncatedFineTuning:
         if self.averaged:
             for kept, now in zip(self.teacher.parameters(), self.model.parameters(), strict=True):
                 kept.lerp_(now, 1 - self.decay)
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint has to hold beside the model."""
+        return state_of({"teacher": self.teacher}, moving(self.model)) if self.averaged else {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on where `state` was taken."""
+        restore({"teacher": self.teacher}, state)
 
     def offset(self, base: nn.Module) -> dict[str, Tensor]:
         """What the training added to a base model, for `guidance.merge_negative_weights`."""

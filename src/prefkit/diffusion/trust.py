@@ -6,9 +6,8 @@ each sample, so that rewards that can be relied on count for more.
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from prefkit.diffusion.followers import follower, moving, restore, state_of
 from prefkit.diffusion.sampling import Trajectory, Transition, ddim_step_with_logprob, predicting_noise, sample
 from prefkit.diffusion.schedules import Schedule
 from prefkit.errors import OptionError, unknown
@@ -239,7 +239,7 @@ class AmplifiedPolicyGradient:
         self.steps, self.transitions, self.refresh = steps, transitions, refresh
         self.clip_range, self.advantage_clip, self.eta, self.anchor = clip_range, advantage_clip, eta, anchor
         self.iterations = 0
-        self.sampler = copy.deepcopy(model).requires_grad_(False).eval()
+        self.sampler = follower(model)
 
     def losses(
         self, shape: tuple[int, ...], generator: torch.Generator, cond: Any = None
@@ -276,6 +276,16 @@ class AmplifiedPolicyGradient:
         self.iterations += 1
         if self.iterations % self.refresh == 0:
             self.sampler.load_state_dict(self.model.state_dict())
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint has to hold beside the model."""
+        copies = state_of({"sampler": self.sampler}, moving(self.model))
+        return {**copies, "iterations": torch.tensor(self.iterations)}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on where `state` was taken."""
+        restore({"sampler": self.sampler}, state)
+        self.iterations = int(state["iterations"])
 
     def _transition(self, eps: Tensor, run: Trajectory, place: int) -> Transition:
         alphas = self.schedule.alphas_cumprod.to(eps.device, eps.dtype)

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import Field, field_validator, model_validator
 
 from prefkit.comparisons import Comparison, to_dict
@@ -36,7 +35,7 @@ from prefkit.options import Options
 from prefkit.recipes.run import DataOptions, check_kind, comparisons, first_prompts, load, saved_model, with_reference
 from prefkit.report import Curve, Plot, Report, Table, bars, curves
 from prefkit.report.cells import plain
-from prefkit.training import PairingOptions, Run, TrainingOptions, fit
+from prefkit.training import PairingOptions, Run, TrainingOptions, fit, processes
 from prefkit.training.progress import bar
 from prefkit.training.storage import write_text
 
@@ -589,8 +588,7 @@ class _Lab:
 
 def _placed(scorer: LanguageScorer | RewardScorer) -> LanguageScorer | RewardScorer:
     """The scorer where it is fastest, ready to measure."""
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return scorer.to(device or "cpu").eval()
+    return scorer.to(processes.device()).eval()
 
 
 def _check_data(folder: Path, training: Iterable[Comparison], held_out: Iterable[Comparison]) -> None:

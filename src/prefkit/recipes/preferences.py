@@ -55,6 +55,7 @@ from prefkit.preference import (
 from prefkit.preference.wrappers import unwrapped
 from prefkit.recipes.run import DataOptions, comparisons
 from prefkit.report import Plot, Report, Table
+from prefkit.training import processes
 
 Floats = NDArray[np.float64]
 
@@ -155,7 +156,7 @@ class Featuriser:
     def __init__(self, options: FeatureOptions, vocabulary: Mapping[str, float] | None = None) -> None:
         self.options = options
         self._tfidf: TfidfVectorizer | None = None
-        self._scorer = load_reward(options.model).eval() if options.kind == "states" else None
+        self._scorer = load_reward(options.model).to(processes.device()).eval() if options.kind == "states" else None
         if vocabulary is not None:
             self._tfidf = TfidfVectorizer(vocabulary={word: place for place, word in enumerate(vocabulary)})
             self._tfidf.idf_ = np.array(list(vocabulary.values()))

@@ -31,6 +31,7 @@ from prefkit.objectives import encode_all, score_all
 from prefkit.preference import DomainReward
 from prefkit.recipes.preferences import TextPreference, is_preference_model, load_preference, preference_rewards
 from prefkit.recipes.remote import RemoteReward, is_address
+from prefkit.training import processes
 
 Measured: TypeAlias = Literal["reward", "implicit", "likelihood", "judge", "followups"]
 """What of a model ranks responses: its reward; the log-ratio to its reference; the log-likelihood; its verdicts; the
@@ -49,7 +50,7 @@ def load_language(
     too_long: str = "skip",
     dropout: bool = False,
 ) -> LanguageScorer | RewardScorer:
-    """A language model, or a reward model on one, in evaluation mode.
+    """A language model, or a reward model on one, in evaluation mode, where it is computed fastest.
 
     Args:
         model: folder or hub name.
@@ -66,8 +67,9 @@ def load_language(
     options = ModelOptions.parse(given, "model")
     encoding = EncodingOptions.parse({"max_length": max_length, "too_long": too_long}, "encoding")
     if is_reward_model(model):
-        return load_reward(options.model_copy(update={"kind": "reward"}), encoding).eval()
-    return load_scorer(options, encoding).eval()
+        options = options.model_copy(update={"kind": "reward"})
+        return load_reward(options, encoding).to(processes.device()).eval()
+    return load_scorer(options, encoding).to(processes.device()).eval()
 
 
 def load_ranking(

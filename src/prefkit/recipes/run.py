@@ -245,7 +245,7 @@ def read_values(
 
 
 def load(options: ModelOptions, encoding: EncodingOptions, seed: int = 0) -> LanguageScorer | RewardScorer:
-    """The scorer of the kind that the options name.
+    """The scorer of the kind that the options name, where it is computed fastest.
 
     Args:
         options: which model.
@@ -260,7 +260,8 @@ def load(options: ModelOptions, encoding: EncodingOptions, seed: int = 0) -> Lan
     # Adapters draw from the global generator.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return load_reward(options, encoding) if options.kind == "reward" else load_scorer(options, encoding)
+        made = load_reward(options, encoding) if options.kind == "reward" else load_scorer(options, encoding)
+    return made.to(processes.device())
 
 
 def with_reference(options: ModelOptions, objective: Objective[Any]) -> ModelOptions:
@@ -357,7 +358,7 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult | None:
         made = make_stages(scorer, training, config.curriculum, batch_size=config.training.batch_size)
         reference = config.curriculum.reference
         result = fit_curriculum(scorer, made.stages, objective, reference=reference, skipped=made.skipped, **how).fit
-    if not first:
+    if processes.rank() != 0:
         return None
     # What is measured is what was saved.
     del scorer

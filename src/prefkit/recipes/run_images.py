@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field, field_validator
+from torch import Tensor
 
 from prefkit.comparisons import Comparison
 from prefkit.diagnostics import Evaluation, before_after, evaluate, run_report
@@ -20,6 +21,8 @@ from prefkit.diffusion import (
     Rescored,
     caption_of,
     draw_images,
+    fill_holes,
+    load_inpainting_judge,
     load_pipeline,
     make_scorer,
     to_arrays,
@@ -27,7 +30,8 @@ from prefkit.diffusion import (
 from prefkit.errors import OptionError, PrefkitError, RecordError
 from prefkit.objectives import make_objective
 from prefkit.options import Options
-from prefkit.recipes.image_loops import DemonstrationOptions, TruncatedOptions, run_loop
+from prefkit.recipes.image_loops import DemonstrationOptions, TruncatedOptions, begin, content_key, repeat, run_loop
+from prefkit.recipes.painting import EncodedHole, Holes, Painting, PrefPaintOptions, compared, together
 from prefkit.recipes.run import DataOptions, comparisons, first_prompts
 from prefkit.report import Plot, Table, model_card, picture_grid
 from prefkit.training import FitResult, PairingOptions, TrainingOptions, fit, processes
@@ -54,8 +58,10 @@ class ImageRunConfig(Options):
     model: PipelineOptions = Field(description="the pipeline and its reference")
     data: DataOptions = Field(description="the comparisons")
     skip_bad: bool = Field(False, description="set unusable rows aside and go on; False stops at the first")
-    method: Annotated[DemonstrationOptions | TruncatedOptions, Field(discriminator="kind")] | None = Field(
-        None, description="train without pairs: `demonstrations` or `truncated`, in the place of `objective`"
+    method: (
+        Annotated[DemonstrationOptions | TruncatedOptions | PrefPaintOptions, Field(discriminator="kind")] | None
+    ) = Field(
+        None, description="train without pairs: `demonstrations`, `truncated` or `prefpaint`, instead of `objective`"
     )
     negative: bool = Field(False, description="learn what is disliked, for the negative branch of guidance")
     feedback: FeedbackOptions | None = Field(None, description="label by a scorer instead of people")
@@ -84,6 +90,7 @@ class ImageRunResult:
         after: the same after training.
         pictures: images of the same captions and seeds before and after; None if none were asked for.
         report: path of the report.
+        wins: fillings of held-out holes before and after, by the reward; None for other runs.
     """
 
     fit: FitResult
@@ -91,9 +98,12 @@ class ImageRunResult:
     after: Evaluation | None
     pictures: Plot | None
     report: Any
+    wins: Table | None = None
 
     def tables(self) -> list[Table]:
         """What a person wants to see at the end of a run."""
+        if self.wins is not None:
+            return [self.wins]
         return [] if self.before is None or self.after is None else [before_after(self.before, self.after)]
 
 
@@ -159,6 +169,8 @@ def run_images(config: ImageRunConfig, *, resume: bool = False) -> ImageRunResul
         PrefkitError: a row cannot be used and `skip_bad` is off, or none can be.
     """
     check_data(config.data)
+    if isinstance(config.method, PrefPaintOptions):
+        return _paint(config, config.method, resume)
     training, held_out = (_judged(part, config) for part in comparisons(config.data))
     wanted = dict(config.objective)
     if isinstance(training, Rescored) and wanted["kind"] == "smpo" and "score_range" not in wanted:
@@ -168,15 +180,14 @@ def run_images(config: ImageRunConfig, *, resume: bool = False) -> ImageRunResul
         training, held_out = (part if part is None else Exchanged(part) for part in (training, held_out))
     assert training is not None
     objective = make_objective(wanted)
-    scorer = load_pipeline(config.model, seed=config.training.seed)
+    scorer = load_pipeline(config.model, seed=config.training.seed).to(processes.device())
     if not config.skip_bad:
         training, held_out = _Strict(training), None if held_out is None else _Strict(held_out)
     captions = [caption_of(prompt) for prompt in first_prompts(training, config.report.samples)]
     first = processes.rank() == 0
-    begun = time.perf_counter()
     drawn = _draw(scorer, captions, config.report) if first and captions else None
     if config.method is not None:
-        return _without_pairs(config, scorer, training, captions, drawn, begun, resume)
+        return _without_pairs(config, scorer, training, captions, drawn, resume)
     if not config.skip_bad:
         scorer.codec = _StrictCodec(scorer.codec)
     before = _evaluate(scorer, held_out, config) if first and held_out is not None else None
@@ -191,11 +202,12 @@ def run_images(config: ImageRunConfig, *, resume: bool = False) -> ImageRunResul
         resume=resume,
         config={**config.model_dump(mode="json"), "objective": wanted},
     )
-    if not first:
+    if processes.rank() != 0:
         return None
     # What is measured is what was saved.
     del scorer
-    trained = load_pipeline(saved_pipeline(config.model, str(result.run.model)), seed=config.training.seed)
+    saved = saved_pipeline(config.model, str(result.run.model))
+    trained = load_pipeline(saved, seed=config.training.seed).to(processes.device())
     after = _evaluate(trained, held_out, config, reference=True) if held_out is not None else None
     pictures = None
     if drawn is not None:
@@ -211,16 +223,15 @@ def _without_pairs(
     training: Iterable[Comparison],
     captions: Sequence[str],
     drawn: Any,
-    begun: float,
     resume: bool,
 ) -> ImageRunResult:
     """A run of a loop that takes no pairs."""
     assert config.method is not None
-    if resume or processes.count() > 1:
-        raise OptionError(f"method: {config.method.kind} runs in one process and is not resumed: choose a new folder")
+    assert not isinstance(config.method, PrefPaintOptions)
+    _alone(config.method.kind)
     skipped: list[RecordError] | None = [] if config.skip_bad else None
     data = list(training)
-    run = run_loop(
+    result = run_loop(
         scorer,
         data,
         config.method,
@@ -228,13 +239,12 @@ def _without_pairs(
         output=Path(config.output),
         config=config.model_dump(mode="json"),
         skipped=skipped,
+        resume=resume,
     )
-    steps = config.training.max_steps or 0
-    seconds = time.perf_counter() - begun
-    result = FitResult(run, steps, seconds, len(data), len(skipped or ()), run.metrics[-1])
+    run = result.run
     pictures = None
     if drawn is not None:
-        trained = load_pipeline(saved_pipeline(config.model, str(run.model)))
+        trained = load_pipeline(saved_pipeline(config.model, str(run.model))).to(processes.device())
         rows = {"before": drawn, "after": _draw(trained, captions, config.report)}
         pictures = picture_grid(rows, title="The same captions and noise", columns=captions)
         pictures.figure.savefig(run.folder / "samples.png")
@@ -242,9 +252,77 @@ def _without_pairs(
     return ImageRunResult(result, None, None, pictures, report)
 
 
+def _paint(config: ImageRunConfig, method: PrefPaintOptions, resume: bool) -> ImageRunResult:
+    """A run of PrefPaint on a file of images with holes."""
+    _alone(method.kind)
+    given = config.data.model_fields_set - {"path", "limit", "held_out"}
+    if given or not isinstance(config.data.path, str):
+        raise OptionError(f"data.{min(given, default='path')}: images with holes are read from one file as it is")
+    judge = load_inpainting_judge(method.reward).to(processes.device())
+    scorer = load_pipeline(config.model, seed=config.training.seed).to(processes.device())
+    run = begin(
+        config.training,
+        method.kind,
+        output=Path(config.output),
+        config=config.model_dump(mode="json"),
+        resume=resume,
+    )
+    try:
+        holes = Holes(scorer, judge, Path(config.data.path), limit=config.data.limit, strict=not config.skip_bad)
+    except RecordError as error:
+        raise refused(error) from error
+    generator = torch.Generator().manual_seed(config.training.seed)
+    order = torch.randperm(len(holes.items), generator=generator).tolist()
+    count = round(config.data.held_out * len(order))
+    held_out, training = ([holes.items[place] for place in part] for part in (order[:count], order[count:]))
+    shown = held_out or training[: config.report.samples]
+    run.check_data({"training": content_key(hole.key for hole in training)})
+    before = _fill(scorer, shown, config.report) if shown else None
+    loop = Painting(scorer, training, judge, method, config.training.batch_size, generator)
+    result = repeat(
+        scorer,
+        loop,
+        config.training,
+        run=run,
+        generator=generator,
+        rows=len(training),
+        skipped=holes.skipped,
+        resume=resume,
+    )
+    pictures = wins = None
+    if before is not None:
+        trained = load_pipeline(saved_pipeline(config.model, str(run.model))).to(processes.device())
+        after = _fill(trained, shown, config.report)
+        if held_out:
+            wins = compared(judge, held_out, after, before).table("Fillings of held-out holes, by the reward")
+        few = slice(config.report.samples)
+        if shown[few]:
+            seen = torch.stack([hole.picture for hole in shown[few]])
+            rows = {name: to_arrays(x) for name, x in (("hole", seen), ("before", before[few]), ("after", after[few]))}
+            pictures = picture_grid(rows, title="The same holes and noise")
+            pictures.figure.savefig(run.folder / "samples.png")
+    report = _report(config, {"kind": method.kind}, result, None, None, pictures, wins)
+    return ImageRunResult(result, None, None, pictures, report, wins)
+
+
+def _fill(scorer: DiffusionScorer, holes: Sequence[EncodedHole], options: PictureOptions) -> Tensor:
+    steps = min(options.steps, scorer.schedule.steps)
+    return fill_holes(scorer, together(holes)[0], list(range(len(holes))), steps=steps)
+
+
+def _alone(kind: str) -> None:
+    if processes.count() > 1:
+        raise OptionError(f"method: {kind} runs in one process")
+
+
 def saved_pipeline(options: PipelineOptions, path: str) -> PipelineOptions:
     """How to load what a run of these options has saved, with the reference that it was compared with."""
-    return options.model_copy(update={"path": path, "lora": None, "reference": options.reference or options.path})
+    loaded = ("path", "revision", "variant")
+    changed: dict[str, Any] = {"path": path, "revision": None, "variant": None, "lora": None}
+    if options.reference is None:
+        names = ("reference", "reference_revision", "reference_variant")
+        changed |= {name: getattr(options, own) for name, own in zip(names, loaded, strict=True)}
+    return options.model_copy(update=changed)
 
 
 def _judged(part: Iterable[Comparison] | None, config: ImageRunConfig) -> Iterable[Comparison] | None:
@@ -280,6 +358,7 @@ def _report(
     before: Evaluation | None,
     after: Evaluation | None,
     pictures: Plot | None,
+    wins: Table | None = None,
 ) -> Any:
     folder = result.run
     source = config.data.path if isinstance(config.data.path, str) else ", ".join(config.data.path)
@@ -292,8 +371,10 @@ def _report(
         skipped=folder.skipped,
         environment=folder.environment,
     )
+    if wins is not None:
+        report.section("Held out", "Win rate of the trained pipeline over the one before.", wins)
     if pictures is not None:
-        report.section("Images", "The same captions drawn from the same noise before and after training.", pictures)
+        report.section("Images", f"{pictures.title}, before and after training.", pictures)
     card = model_card(
         folder.folder.name,
         base_model=config.model.path,

@@ -1,8 +1,9 @@
 """Training: one fit from comparisons to a model, in a run folder that survives whatever happens to it."""
 
+from prefkit.training import checkpoints
 from prefkit.training.curriculum import CurriculumOptions, CurriculumResult, fit_curriculum, make_stages
 from prefkit.training.data import TrainingData, prepare
-from prefkit.training.fit import FitResult, fit
+from prefkit.training.fit import FitResult, fit, go_back, interruptible, open_run, write_model
 from prefkit.training.meta import MetaLearning, MetaOptions
 from prefkit.training.options import TrainingOptions
 from prefkit.training.reference import reference_scores
@@ -21,9 +22,14 @@ __all__ = [
     "Run",
     "TrainingData",
     "TrainingOptions",
+    "checkpoints",
     "fit",
     "fit_curriculum",
+    "go_back",
+    "interruptible",
     "make_stages",
+    "open_run",
     "prepare",
     "reference_scores",
+    "write_model",
 ]

@@ -9,8 +9,9 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def fit(
     if isinstance(scorer, DrawsNoise):
         scorer.use_reference("reference" in objective.needs)
     arguments = _arguments(options, run, evaluation is not None)
-    processes.in_first(lambda: _open(run, config, options, resume))
+    processes.in_first(lambda: open_run(run, config, options, resume))
 
     module = _module(scorer)
     module.to(arguments.device)
@@ -159,7 +160,7 @@ def fit(
     objective.to(arguments.device)
     keys = {"training": data.content} | ({"evaluation": held_out.content} if held_out is not None else {})
     processes.in_first(lambda: run.check_data(keys))
-    checkpoint = processes.in_first(lambda: _go_back(run, resume))
+    checkpoint = processes.in_first(lambda: go_back(run, resume))
 
     if options.gradient_checkpointing:
         module.gradient_checkpointing_enable()  # type: ignore[operator]  # modules that support it have it
@@ -177,7 +178,7 @@ def fit(
             meta=meta,
         )
         begun = time.perf_counter()
-        with _interrupted(trainer, run), steady_memory(arguments.device):
+        with interruptible(run, lambda: trainer.state.global_step), steady_memory(arguments.device):
             steps = trainer.fit(checkpoint)
         seconds = time.perf_counter() - begun
     _save(trainer, run)
@@ -263,7 +264,13 @@ def _arguments(options: TrainingOptions, run: Run, evaluate: bool) -> TrainingAr
     return arguments
 
 
-def _open(run: Run, config: Mapping[str, Any], options: TrainingOptions, resume: bool) -> None:
+def open_run(run: Run, config: Mapping[str, Any], options: TrainingOptions, resume: bool) -> None:
+    """Begin a run in its folder, or see whether the one there is the same.
+
+    Raises:
+        OptionError: a resumed run has other options.
+        PrefkitError: the folder holds another run, or cannot be written.
+    """
     with explaining(run.folder, "choose another folder"):
         if resume and run.exists:
             run.check_config(config)
@@ -272,7 +279,7 @@ def _open(run: Run, config: Mapping[str, Any], options: TrainingOptions, resume:
         (run.folder / "skipped.jsonl").write_text("")
 
 
-def _go_back(run: Run, resume: bool) -> Path | None:
+def go_back(run: Run, resume: bool) -> Path | None:
     """The checkpoint to go on from, with everything after it undone."""
     checkpoint = run.last_checkpoint()
     if resume:
@@ -285,8 +292,13 @@ def _go_back(run: Run, resume: bool) -> Path | None:
 
 
 @contextlib.contextmanager
-def _interrupted(trainer: PreferenceTrainer, run: Run) -> Iterator[None]:
-    """Say how to go on when the run is stopped by the user or by a scheduler (SIGINT, SIGTERM)."""
+def interruptible(run: Run, done: Callable[[], int]) -> Iterator[None]:
+    """Say how to go on when the run is stopped by the user or by a scheduler (SIGINT, SIGTERM).
+
+    Args:
+        run: its folder.
+        done: gives the number of updates so far.
+    """
 
     def stop(*_: object) -> None:
         raise SystemExit(128 + signal.SIGTERM)
@@ -299,7 +311,7 @@ def _interrupted(trainer: PreferenceTrainer, run: Run) -> Iterator[None]:
         found = checkpoints.newest_first(run.checkpoints)
         last = f"the last checkpoint is that of step {checkpoints.step_of(found[0])}" if found else "no checkpoint yet"
         if processes.rank() == 0:
-            logger.warning(f"stopped at step {trainer.state.global_step}, {last}; go on with --resume")
+            logger.warning(f"stopped at step {done()}, {last}; go on with --resume")
         raise
     finally:
         if main:
@@ -307,13 +319,27 @@ def _interrupted(trainer: PreferenceTrainer, run: Run) -> Iterator[None]:
 
 
 def _save(trainer: PreferenceTrainer, run: Run) -> None:
-    """Write the trained model, whole or not at all."""
-    temporary = run.folder / ".model"
+    """Write the trained model; all processes call it."""
     state = trainer.full_state()
     if trainer.is_world_process_zero():
-        with explaining(run.model, "free some space and resume the run"):
-            shutil.rmtree(temporary, ignore_errors=True)
-            trainer.scorer.save(temporary) if state is None else trainer.scorer.save(temporary, state)
-            shutil.rmtree(run.model, ignore_errors=True)
-            temporary.rename(run.model)
+        scorer = trainer.scorer
+        write_model(run, scorer.save if state is None else partial(scorer.save, state=state))
     processes.wait()
+
+
+def write_model(run: Run, write: Callable[[Path], None]) -> None:
+    """Write the trained model, whole or not at all.
+
+    Args:
+        run: its folder.
+        write: writes it to a folder.
+
+    Raises:
+        PrefkitError: it cannot be written.
+    """
+    temporary = run.folder / ".model"
+    with explaining(run.model, "free some space and resume the run"):
+        shutil.rmtree(temporary, ignore_errors=True)
+        write(temporary)
+        shutil.rmtree(run.model, ignore_errors=True)
+        temporary.rename(run.model)

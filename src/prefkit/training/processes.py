@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -22,6 +23,13 @@ def count() -> int:
 def rank() -> int:
     """Which of them this is, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
+
+
+def device() -> torch.device:
+    """Where this process computes fastest: its accelerator, or else the CPU."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    # A run's processes have not met yet when its first pictures are drawn; the launcher has said who is who.
+    return torch.device("cpu") if found is None else torch.device(found.type, int(os.environ.get("LOCAL_RANK", 0)))
 
 
 def wait() -> None:
