@@ -74,7 +74,7 @@ def test_weights_and_strengths(model: Path, pairs: Path, tmp_path: Path) -> None
     run("train", "--data", mined, "--output", tmp_path / "osp", *settings(*QUICK, *osp))
 
 
-def test_best_of_n(model: Path, tmp_path: Path) -> None:
+def test_best_of_n(model: Path, pairs: Path, tmp_path: Path) -> None:
     prompts, output, kept = tmp_path / "prompts.txt", tmp_path / "samples.jsonl", tmp_path / "candidates.jsonl"
     prompts.write_text("How do I cook rice?\n\nWhere is the sea?\n")
     how = ("--max-new-tokens", 8, "--seed", 3, "--output", output)
@@ -89,7 +89,7 @@ def test_best_of_n(model: Path, tmp_path: Path) -> None:
         assert line["response"] == row["responses"][row["extra"]["rewards"].index(line["reward"])]
     assert "2 pairs" in run("data", "mine", kept, "--output", tmp_path / "pairs.jsonl")
     meta = ("model.kind=reward", f"meta.data.path={kept}", "meta.eta=0.1")
-    run("train", "--data", "builtin", "--output", tmp_path / "meta", *settings(*QUICK[:3], *meta))
+    run("train", "--data", pairs, "--output", tmp_path / "meta", *settings(*QUICK, *meta))
     assert "meta_difference" in (tmp_path / "meta" / "metrics.jsonl").read_text()
 
 
