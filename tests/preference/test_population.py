@@ -54,7 +54,7 @@ def test_people_of_one_group_have_like_mixtures(two: IdealPoints) -> None:
         {"score_type": "norm"},
         {"loss": "smooth_hinge", "projector": "mlp1-tanh-dropout0"},
         {"projector": "mlp1-relu-dropout0-residual", "balance": True, "bound": 5.0},
-        {"projector": "mlp1-relu-dropout05-batchnorm", "batch_size": 60, "width": 5, "steps": 600},
+        {"projector": "mlp1-relu-dropout05-batchnorm", "batch_size": 60, "width": 16, "steps": 300},
         {"partition": True, "temperature": 0.5},
     ],
     ids=lambda options: ", ".join(map(str, options.values())),
