@@ -14,7 +14,6 @@ import argparse
 import json
 import math
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -396,7 +395,6 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="measure sets again that were finished")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    warnings.filterwarnings("ignore", message="features that are constant")
     results = {}
     for name in SETS:
         done = arguments.output / f"{name}.json"

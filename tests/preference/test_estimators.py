@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -228,6 +229,60 @@ def test_wrong_data_are_refused(case: Case, change: Callable[[Array, Array], Any
     X, y = change(X, y)
     with pytest.raises(PrefkitError, match=message):
         clone(case.model).fit(X, y, **head(given, len(X)))
+
+
+@every
+def test_features_that_never_differ_are_refused(case: Case) -> None:
+    X, y, given = data(case)
+    if case.named:
+        X[:, 1] = X[:, 0]
+    else:
+        X = np.repeat(X[:, :1], 2, axis=1)
+    wanted = "row 0 compares '.' with itself" if case.named else "same features in every comparison"
+    with pytest.raises(PrefkitError, match=wanted):
+        clone(case.model).fit(X, y, **given)
+
+
+@every
+def test_options_of_another_size_are_refused_with_their_row(case: Case) -> None:
+    X, y, given = data(case)
+    rows = X.tolist()
+    if case.named:
+        rows[3] = [*rows[3], "e"]
+    else:
+        rows[3][1] = rows[3][1][:-1]
+    wanted = "row 3 is" if case.named else r"row 3: its options have features of shapes \[\(3,\), \(2,\)\]"
+    with pytest.raises(PrefkitError, match=wanted):
+        clone(case.model).fit(rows, y, **given)
+
+
+@every
+def test_separable_data_have_finite_models_and_strengths_without_a_penalty_are_warned_of(case: Case) -> None:
+    X, _, given = data(case)
+    first, second = X[:, 0], X[:, 1]
+    y = (first > second if case.named else (first - second) @ np.arange(D) > 0).astype(float)
+    if case.ties:
+        y[0] = 0.5
+    model = clone(case.model)
+    unpenalised = isinstance(model, BradleyTerry | Thurstone) and not model.ridge
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.fit(X, y, **given)
+    said = [str(warning.message) for warning in caught if "separable" in str(warning.message)]
+    assert bool(said) == unpenalised
+    odds = model.decision_function(X, **given)
+    assert np.isfinite(odds).all()
+    assert model.score(X, y, **given) > (0.6 if case.ties else 0.8)
+
+
+@every
+def test_parameters_can_be_checked_without_data(case: Case) -> None:
+    case.model.check_parameters()
+    (name,) = case.wrong
+    if name in ("context_features", "held_out"):
+        pytest.skip("what is right depends on the data")
+    with pytest.raises(OptionError, match=name):
+        clone(case.model).set_params(**case.wrong).check_parameters()
 
 
 @every

@@ -155,7 +155,7 @@ def test_features_may_come_with_the_records(tmp_path: Path) -> None:
     skipped: list[RecordError] = []
     short = Comparison.pair("p", "a", "b", extra={"vectors": [[1.0], [2.0]]}, source="f", line=2)
     assert list(preference_rewards(load_preference(result.model), [short], skipped)) == []
-    assert str(skipped[0]) == "f:2: 1 features, the model was fitted to 2"
+    assert str(skipped[0]) == "f:2: field 'vectors': 1 features, the model was fitted to 2"
 
 
 def test_features_may_be_states_of_a_language_model() -> None:

@@ -51,6 +51,10 @@ class BadRow:
     field: str | None
     problem: str
 
+    def error(self) -> RecordError:
+        """The error that it was."""
+        return RecordError(self.problem, field=self.field, source=self.source, line=self.line)
+
 
 class Skipped:
     """The rows that were set aside in the latest pass over a source."""

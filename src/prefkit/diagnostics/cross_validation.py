@@ -7,6 +7,7 @@ themselves reach is the ceiling: each vote is predicted from the votes of the ot
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
@@ -156,7 +157,10 @@ class Candidate:
             data = pooled if (pooled.y != 0.5).any() else data
         if _asks_where(self.model):
             given["prompts"] = data.contexts
-        fitted = clone(self.model).fit(data.options(self.columns), data.y, data.counts, **given)
+        with warnings.catch_warnings():
+            # A part of the data may lack what the whole has.
+            warnings.filterwarnings("ignore", message="features that are constant")
+            fitted = clone(self.model).fit(data.options(self.columns), data.y, data.counts, **given)
         return replace(self, model=fitted)
 
     def log_odds(self, data: Judgements) -> Floats:

@@ -35,6 +35,13 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
 
     classes_: Floats
 
+    def check_parameters(self) -> None:
+        """Refuse parameters that are out of range, as `fit` does before it looks at data.
+
+        Raises:
+            OptionError: names the parameter.
+        """
+
     @abstractmethod
     def fit(self, X: Any, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None, **given: Any) -> Self:
         """Fit to comparisons.

@@ -39,6 +39,16 @@ class Activations(NamedTuple):
     inner: Activation | None = None
     output: Activation | None = None
 
+    def check(self) -> None:
+        """Refuse activations that are unknown.
+
+        Raises:
+            OptionError: names it.
+        """
+        for name in self:
+            if name is not None:
+                _activation(name)
+
 
 def feedforward_scores(
     features: Float[Tensor, "*batch features"],
@@ -104,9 +114,6 @@ class Feedforward(nn.Module):
         activations: see there.
         dropout: share of hidden units that are dropped in training.
         named: whether inputs are the codes of names.
-
-    Raises:
-        OptionError: an activation is unknown.
     """
 
     def __init__(
@@ -120,9 +127,6 @@ class Feedforward(nn.Module):
         named: bool = False,
     ) -> None:
         super().__init__()
-        for name in activations:
-            if name is not None:
-                _activation(name)
         self.activations, self.dropout = activations, dropout
         self.layers = nn.ModuleList(
             nn.Embedding(into, out) if named and not place else nn.Linear(into, out)

@@ -40,7 +40,7 @@ def check_dimension(dim: int) -> None:
         OptionError: the size is odd or not positive.
     """
     if dim < 2 or dim % 2:
-        raise OptionError(f"the dimension of a preference embedding must be even and at least 2, got {dim}")
+        raise OptionError(f"dim, the size of a preference embedding, must be even and at least 2, got {dim}")
 
 
 def skew_operator(dim: int) -> Float[Tensor, "dim dim"]:

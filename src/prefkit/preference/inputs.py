@@ -202,16 +202,31 @@ def check_some_preference(outcomes: Floats, weights: Floats) -> None:
         raise PrefkitError(f"all {len(outcomes)} comparisons are ties (y = 0.5): nothing is preferred")
 
 
+def check_options_differ(differ: NDArray[np.bool_]) -> None:
+    """Refuse features that never differ between options.
+
+    Args:
+        differ: whether each of them does.
+
+    Raises:
+        PrefkitError: none does.
+    """
+    if not differ.any():
+        raise PrefkitError("both options have the same features in every comparison: nothing can be learned of them")
+
+
 def check_features(differences: Floats, ridge: float) -> None:
     """Refuse features whose coefficients the comparisons say nothing about.
 
     Args:
         differences: `[n, d]`, first less second option.
-        ridge: with a penalty every coefficient is determined.
+        ridge: with a penalty every coefficient is determined, if features differ at all.
 
     Raises:
-        PrefkitError: a feature never differs, or features depend on one another; names them.
+        PrefkitError: no feature differs; without a penalty, one never differs, or features depend on one another;
+            names them.
     """
+    check_options_differ(differences != 0)
     if ridge > 0:
         return
     constant = np.flatnonzero(~differences.any(axis=0))

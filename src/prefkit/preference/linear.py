@@ -462,9 +462,14 @@ class _PairModel(StrengthModel, PreferenceModel):
     def _law(self) -> Law:
         """From margins to probabilities."""
 
-    def _fit_pairs(self, X: Any, y: ArrayLike | None, sample_weight: ArrayLike | None) -> Self:
-        law = self._law
+    def check_parameters(self) -> None:
+        """See `PreferenceModel`."""
         check_positive("ridge", self.ridge, zero=True)
+        _ = self._law
+
+    def _fit_pairs(self, X: Any, y: ArrayLike | None, sample_weight: ArrayLike | None) -> Self:
+        self.check_parameters()
+        law = self._law
         array = pairs_of(X)
         outcomes, weights = outcomes_of(y, len(array)), weights_of(sample_weight, len(array))
         check_some_preference(outcomes, weights)

@@ -35,6 +35,7 @@ from prefkit.preference.general import (
 )
 from prefkit.preference.inputs import (
     Floats,
+    check_options_differ,
     check_some_preference,
     coded,
     codes_among,
@@ -112,7 +113,7 @@ class NetworkModel(PreferenceModel):
             PrefkitError: the data are wrong; names the row.
             OptionError: a parameter is out of range.
         """
-        self._check_parameters()
+        self.check_parameters()
         array = pairs_of(X, self._feature_names())
         outcomes, weights = outcomes_of(y, len(array)), weights_of(sample_weight, len(array))
         shifts = margins_of(margins, len(array))
@@ -235,11 +236,17 @@ class NetworkModel(PreferenceModel):
             raise OptionError("the model was fitted without prompts")
         return None if contexts is None else contexts.to(self.device)
 
+    @property
+    def _activations(self) -> Activations:
+        return Activations(self.activation, self.activation)
+
     def _check_data(self, array: NDArray[Any]) -> None:
         if array.ndim == 3:
-            check_options_differ(array)
+            check_options_differ(array[:, 0] != array[:, 1])
 
-    def _check_parameters(self) -> None:
+    def check_parameters(self) -> None:
+        """See `PreferenceModel`."""
+        self._activations.check()
         check_positive("learning_rate", self.learning_rate)
         check_positive("weight_decay", self.weight_decay, zero=True)
         checks = {
@@ -374,6 +381,11 @@ class RewardNetwork(NetworkModel):
         return dict(zip(names, gradient.mean(0).tolist(), strict=True))
 
     @property
+    def _activations(self) -> Activations:
+        inner = self.activation if self.inner_activation == "same" else self.inner_activation
+        return Activations(self.activation, inner, self.output_activation)
+
+    @property
     def _module(self) -> _RewardModule:
         assert isinstance(self.module_, _RewardModule)
         return self.module_
@@ -388,8 +400,9 @@ class RewardNetwork(NetworkModel):
         alpha = unsure + smoothing * (1 - 2 * unsure)
         return adaptive_margin_loss(ahead, torch.zeros_like(ahead), margins, alpha=alpha)
 
-    def _check_parameters(self) -> None:
-        super()._check_parameters()
+    def check_parameters(self) -> None:
+        """See `PreferenceModel`."""
+        super().check_parameters()
         if not 0 <= self.alpha <= 0.5:
             raise OptionError(f"alpha must be in [0, 0.5], got {self.alpha}")
         if self.smoothed not in ("all", "negative"):
@@ -416,9 +429,7 @@ class RewardNetwork(NetworkModel):
             raise OptionError(
                 "a reward is no function of the prompt here: add the prompt's features to those of options"
             )
-        inner = self.activation if self.inner_activation == "same" else self.inner_activation
-        activations = Activations(self.activation, inner, self.output_activation)
-        body = Feedforward(inputs, self.hidden, 1, activations=activations, dropout=self.dropout, named=named)
+        body = Feedforward(inputs, self.hidden, 1, activations=self._activations, dropout=self.dropout, named=named)
         module = _RewardModule(body, inputs - self.context_features, self.context_features)
         if self.zero_start:
             for parameter in module.parameters():
@@ -540,8 +551,9 @@ class GeneralPreference(NetworkModel):
         assert isinstance(self.module_, _GeneralModule)
         return self.module_
 
-    def _check_parameters(self) -> None:
-        super()._check_parameters()
+    def check_parameters(self) -> None:
+        """See `PreferenceModel`."""
+        super().check_parameters()
         check_dimension(self.dim)
         if self.tau != "learned":
             check_positive("tau", self.tau)
@@ -561,8 +573,9 @@ class GeneralPreference(NetworkModel):
             raise OptionError("gate=True needs prompts, the features of each row's prompt")
         if not self.gate and prompt_features is not None:
             raise OptionError("prompts are read by the gate only: set gate=True")
-        activations = Activations(self.activation, self.activation)
-        body = Feedforward(inputs, self.hidden, self.dim, activations=activations, dropout=self.dropout, named=named)
+        body = Feedforward(
+            inputs, self.hidden, self.dim, activations=self._activations, dropout=self.dropout, named=named
+        )
         head = None if prompt_features is None else nn.Linear(prompt_features, self.dim // 2, bias=False)
         scale = self.dim / 2 if self.gate_scale is None else self.gate_scale
         return _GeneralModule(body, head, scale, self.normalise, None if self.tau == "learned" else self.tau)
@@ -633,16 +646,6 @@ def prompts_of(prompts: ArrayLike | None, n: int) -> Tensor | None:
         row, column = bad[0]
         raise PrefkitError(f"row {row}, prompt feature {column} must be a finite number, got {array[row, column]}")
     return torch.from_numpy(array).float()
-
-
-def check_options_differ(array: NDArray[Any]) -> None:
-    """Refuse features that never differ between the two options.
-
-    Raises:
-        PrefkitError: they do not.
-    """
-    if not (array[:, 0] != array[:, 1]).any():
-        raise PrefkitError("both options have the same features in every comparison: nothing can be learned of them")
 
 
 def with_contexts(features: ArrayLike, contexts: ArrayLike) -> Floats:

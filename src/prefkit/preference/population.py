@@ -29,8 +29,16 @@ from prefkit.preference.ideal_points import (
     prototype_bound_loss,
     smooth_hinge_loss,
 )
-from prefkit.preference.inputs import Floats, check_some_preference, options_of, outcomes_of, pairs_of, weights_of
-from prefkit.preference.networks import check_options_differ, prompts_of
+from prefkit.preference.inputs import (
+    Floats,
+    check_options_differ,
+    check_some_preference,
+    options_of,
+    outcomes_of,
+    pairs_of,
+    weights_of,
+)
+from prefkit.preference.networks import prompts_of
 
 Variant: TypeAlias = Literal["A", "B"]
 Mixing: TypeAlias = Literal["f(Pw)", "f(P)w", "Pw", "|f(P)|w"]
@@ -306,7 +314,7 @@ class IdealPoints(PreferenceModel):
             PrefkitError: the data are wrong; names the row.
             OptionError: a parameter is out of range.
         """
-        self._check_parameters()
+        self.check_parameters()
         array, target, weight = self._data(X, y, sample_weight)
         if annotators is None:
             raise PrefkitError("ideal points belong to people: give annotators, who judged each row")
@@ -535,7 +543,7 @@ class IdealPoints(PreferenceModel):
         array = pairs_of(X)
         if array.ndim == 2:
             raise OptionError("ideal points lie among features: X must be [n, 2, d], got names of options")
-        check_options_differ(array)
+        check_options_differ(array[:, 0] != array[:, 1])
         outcomes, weights = outcomes_of(y, len(array)), weights_of(sample_weight, len(array))
         check_some_preference(outcomes, weights)
         return array, outcomes, weights
@@ -554,7 +562,9 @@ class IdealPoints(PreferenceModel):
         codes = np.array([places[person] for person in annotators])
         counts = np.bincount(codes, weights)
         if not counts.all():
-            raise PrefkitError(f"annotator {list(places)[int(counts.argmin())]!r} has no judgement of positive weight")
+            idle = int(counts.argmin())
+            row, name = int((codes == idle).argmax()), list(places)[idle]
+            raise PrefkitError(f"row {row}: annotator {name!r} has no judgement of positive weight")
         return _names(list(places)), codes
 
     def _prompts(self, prompts: ArrayLike | None, n: int) -> Tensor | None:
@@ -631,7 +641,8 @@ class IdealPoints(PreferenceModel):
                 return smooth_hinge_loss(scores, labels, margin=self.margin, gamma=self.gamma)
         return logistic_loss(scores, labels)
 
-    def _check_parameters(self) -> None:
+    def check_parameters(self) -> None:
+        """See `PreferenceModel`."""
         if self.prototypes < 1:
             raise OptionError(f"prototypes must be at least 1, got {self.prototypes}")
         for name, known in CHOICES.items():

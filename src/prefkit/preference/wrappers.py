@@ -44,6 +44,18 @@ class Ensemble(PreferenceModel):
         self.bootstrap = bootstrap
         self.seed = seed
 
+    def check_parameters(self) -> None:
+        """See `PreferenceModel`."""
+        if self.members < 2:
+            raise OptionError(f"members must be at least 2, got {self.members}")
+        if not self.bootstrap and not self._seeded:
+            raise OptionError("fits of a model without a seed to the same data are the same: set bootstrap=True")
+        self.estimator.check_parameters()
+
+    @property
+    def _seeded(self) -> bool:
+        return "seed" in self.estimator.get_params(deep=False)
+
     def fit(self, X: Any, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None, **given: Any) -> Self:
         """Fit every member; see `PreferenceModel`.
 
@@ -51,11 +63,8 @@ class Ensemble(PreferenceModel):
             PrefkitError: the data are wrong; names the row.
             OptionError: a parameter is out of range.
         """
-        if self.members < 2:
-            raise OptionError(f"members must be at least 2, got {self.members}")
-        seeded = "seed" in self.estimator.get_params(deep=False)
-        if not seeded and not self.bootstrap:
-            raise OptionError("fits of a model without a seed to the same data are the same: set bootstrap=True")
+        self.check_parameters()
+        seeded = self._seeded
         array = pairs_of(X)
         weights = weights_of(sample_weight, len(array))
         rng = np.random.default_rng(self.seed)

@@ -8,6 +8,7 @@ features.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -137,12 +138,49 @@ def _estimator(options: Mapping[str, Any]) -> PreferenceModel:
     # Texts have more words than there are comparisons: without a penalty their weights are not determined.
     defaults = {"ridge": 1.0} if "ridge" in known else {}
     made: PreferenceModel = ESTIMATORS[name](**{**defaults, **given})
+    made.check_parameters()
     members = options.get("ensemble")
     if members is None:
         return made
     if not isinstance(members, int) or isinstance(members, bool) or members < 2:
         raise OptionError(f"model.ensemble must be a number of fits, at least 2, got {members!r}")
     return Ensemble(made, members=members)
+
+
+def _refuse(data: Judgements, records: Sequence[Comparison], featuriser: Featuriser, model: PreferenceModel) -> None:
+    """Refuse comparisons of which nothing can be learned; say in which file, at which line and in which field.
+
+    Raises:
+        RecordError: all are ties, features never differ, all are by one person, or somebody's count nothing.
+    """
+    source = records[0].source
+    counted = data.counts > 0
+    if not (data.y[counted] != 0.5).any():
+        raise RecordError(f"all {len(data)} comparisons are ties: nothing is preferred", source=source)
+    same = (data.X[:, 0] == data.X[:, 1]).all(axis=0)
+    if same.all():
+        kind = featuriser.options.kind
+        problem = f"both responses have the same features ({kind}) in every comparison: nothing can be learned of them"
+        raise RecordError(problem, field=featuriser.field, source=source)
+    constant = np.flatnonzero((data.X[:1, :1] == data.X).all(axis=(0, 1))).tolist()
+    if constant and featuriser.field is not None:
+        shown = f"numbers {', '.join(map(str, constant))} are the same in all responses, and say nothing"
+        warnings.warn(str(RecordError(shown, field=featuriser.field, source=source)), stacklevel=3)
+    if not _needs(model, "annotators") or data.annotators is None:
+        return
+    people = np.array(data.annotators, dtype=object)
+    idle = [person for person in dict.fromkeys(people) if not counted[people == person].any()]
+    if idle:
+        first = next(record for record in records if record.annotator == idle[0])
+        problem = f"no comparison of annotator {idle[0]!r} has a weight above 0"
+        raise RecordError(problem, field="weight", source=first.source, line=first.line)
+    count = unwrapped(model).prototypes
+    if count > 1 and len(set(people)) == 1:
+        problem = (
+            f"all comparisons are by one annotator, {people[0]!r}: {count} prototypes cannot be told apart; set "
+            "model.prototypes to 1, or take another estimator"
+        )
+        raise RecordError(problem, field="annotator", source=source)
 
 
 class Featuriser:
@@ -186,14 +224,21 @@ class Featuriser:
             found = np.asarray(record.extra.get(self.options.field), dtype=np.float64)
         except (TypeError, ValueError):
             found = np.empty(0)
-        if found.ndim != 2 or len(found) != len(record.responses) or not np.isfinite(found).all():
-            raise RecordError(
-                f"must hold a list of numbers for each of the {len(record.responses)} responses, all of one length",
-                field=self.options.field,
-                source=record.source,
-                line=record.line,
-            )
+        problem = ""
+        if found.ndim != 2 or len(found) != len(record.responses):
+            count = len(record.responses)
+            problem = f"must hold a list of numbers for each of the {count} responses, all of one length"
+        elif not np.isfinite(found).all():
+            response, place = np.argwhere(~np.isfinite(found))[0]
+            problem = f"number {place} of response {response} must be finite, got {found[response, place]}"
+        if problem:
+            raise RecordError(problem, field=self.options.field, source=record.source, line=record.line)
         return found
+
+    @property
+    def field(self) -> str | None:
+        """The field of the records that holds features, if one does."""
+        return self.options.field if self.options.kind == "given" else None
 
     def of_prompt(self, record: Comparison) -> Floats:
         """`[p]`, features of the prompt: TF-IDF of its text."""
@@ -231,7 +276,7 @@ def examples(records: Iterable[Comparison], featuriser: Featuriser, model: Prefe
         model: says whether annotators and prompts are needed.
 
     Raises:
-        PrefkitError: no record can be used.
+        PrefkitError: no record can be used, or they have features of several sizes.
     """
     X: list[Floats] = []
     y, weights, people, contexts, places, items = [], [], [], [], [], []
@@ -244,12 +289,18 @@ def examples(records: Iterable[Comparison], featuriser: Featuriser, model: Prefe
             if _needs(model, "annotators") and record.annotator is None:
                 raise RecordError("ideal points belong to people: the annotator is missing", field="annotator")
             features = _checked(featuriser, record, model)
-            if X and features.shape[1] != X[0].shape[1]:
-                raise RecordError(f"{features.shape[1]} features, the first record has {X[0].shape[1]}")
         except RecordError as error:
             source, line = error.source or record.source, error.line or record.line
             skipped.append(RecordError(error.problem, field=error.field, source=source, line=line))
             continue
+        if X and features.shape[1] != X[0].shape[1]:
+            # Which of the sizes is meant, only the user knows.
+            raise RecordError(
+                f"{features.shape[1]} numbers a response, those of the first comparison have {X[0].shape[1]}",
+                field=featuriser.field,
+                source=record.source,
+                line=record.line,
+            )
         number = prompts.setdefault(_text(record.prompts[0]), len(prompts))
         for pair in found:
             # People judge the same pair in either order: one order for all.
@@ -317,11 +368,19 @@ def run_preference(config: PreferenceConfig) -> PreferenceResult:
         PrefkitError: the data are wrong, or have fewer prompts than folds.
         OptionError: an option is out of range.
     """
-    records = list(comparisons(config.data)[0])
+    read = comparisons(config.data)[0]
+    records = list(read)
+    unread = [bad.error() for bad in getattr(read, "skipped", ())]
+    if not records:
+        raise PrefkitError(
+            f"no comparison can be read from {config.data.path}" + (f"; first: {unread[0]}" if unread else "")
+        )
     model = _estimator(config.model)
     featuriser = Featuriser(config.features)
     featuriser.fit(records)
     data, skipped = examples(records, featuriser, model)
+    skipped = [*unread, *skipped]
+    _refuse(data, records, featuriser, model)
     count = int(data.groups.max()) + 1
     if count < config.folds:
         raise OptionError(f"folds = {config.folds}, but the file has {count} prompts: cross-validation is over prompts")
@@ -592,7 +651,10 @@ def _checked(featuriser: Featuriser, record: Comparison, model: PreferenceModel)
     wanted = getattr(unwrapped(model), "n_features_in_", features.shape[1])
     if features.shape[1] != wanted:
         raise RecordError(
-            f"{features.shape[1]} features, the model was fitted to {wanted}", source=record.source, line=record.line
+            f"{features.shape[1]} features, the model was fitted to {wanted}",
+            field=featuriser.field,
+            source=record.source,
+            line=record.line,
         )
     return features
 

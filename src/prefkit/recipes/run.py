@@ -20,7 +20,6 @@ from prefkit.comparisons import (
     ContextOptions,
     Pair,
     Ranking,
-    RecordError,
     WithContexts,
     WithSteps,
     load_comparisons,
@@ -409,10 +408,7 @@ def comparisons(options: DataOptions) -> tuple[Iterable[Comparison], Iterable[Co
         empty = [name for name, part in parts.items() if next(iter(part), None) is None]
         if len(empty) == 2:
             aside = list(getattr(training, "skipped", ()))
-            first = (RecordError(bad.problem, field=bad.field, source=bad.source, line=bad.line) for bad in aside[:1])
-            why = (
-                "".join(f"{len(aside)} rows were set aside, the first because: {bad}" for bad in first) or "it is empty"
-            )
+            why = f"{len(aside)} rows were set aside, the first because: {aside[0].error()}" if aside else "it is empty"
             raise PrefkitError(f"no comparison can be read from {options.path}: {why}")
         if empty:
             raise OptionError(
