@@ -78,7 +78,7 @@ def test_models_of_words_generalise_to_new_prompts_and_are_saved(
     assert held_out(result.table, "chance")[0].mean == pytest.approx(-np.log(2))
     assert result.report.exists()
     record = Comparison(("question 3",), ("a kind answer", "a rude answer", "a clear answer"), Ratings((2.0, 1.0, 2.0)))
-    ((_, rewards, _),) = preference_rewards(result.model, [record], [])
+    ((_, rewards, _),) = preference_rewards(load_preference(result.model), [record], [])
     assert min(rewards[0], rewards[2]) > rewards[1]
     assert evaluate_preference(result.model, [record]).accuracy.mean == 1.0
 
@@ -103,7 +103,7 @@ def test_people_who_disagree_need_ideal_points(tmp_path: Path) -> None:
     # An unknown person is judged as the mean of all, a known one by their own taste.
     pair = ("q1",), ("kind 1", "rude 1"), Ratings((1.0, 0.0))
     rewards = {
-        name: next(preference_rewards(result.model, [Comparison(*pair, annotator=name)], []))[1]
+        name: next(preference_rewards(load_preference(result.model), [Comparison(*pair, annotator=name)], []))[1]
         for name in ("p0", "p1", "nobody")
     }
     assert rewards["p1"][0] > 0 > rewards["p0"][0]
@@ -154,7 +154,7 @@ def test_features_may_come_with_the_records(tmp_path: Path) -> None:
         featuriser.of(Comparison.pair("p", "a", "b"))
     skipped: list[RecordError] = []
     short = Comparison.pair("p", "a", "b", extra={"vectors": [[1.0], [2.0]]}, source="f", line=2)
-    assert list(preference_rewards(result.model, [short], skipped)) == []
+    assert list(preference_rewards(load_preference(result.model), [short], skipped)) == []
     assert str(skipped[0]) == "f:2: 1 features, the model was fitted to 2"
 
 
@@ -216,7 +216,7 @@ def test_commands_train_score_and_evaluate(file: Path, tmp_path: Path) -> None:
     shown = prefkit("evaluate", run / "model", file, "--output", tmp_path / "figures.json")
     assert shown.exit_code == 0, shown.output
     assert "accuracy" in shown.output
-    with pytest.raises(OptionError, match="--tokens does not apply"):
+    with pytest.raises(OptionError, match="--tokens, --samples and --followups are for language models"):
         prefkit("score", run / "model", file, "--tokens")
     with pytest.raises(OptionError, match="--resume does not apply"):
         prefkit("train", "--data", file, "--output", run, *setting, "--resume")
@@ -239,7 +239,7 @@ def test_an_ensemble_with_a_temperature(estimator: str, tmp_path: Path) -> None:
         result.calibration.log_likelihood.mean, abs=1e-9
     )
     records = [Comparison.pair("question 1", "a kind answer", "a rude answer", annotator="p1")]
-    ((_, rewards, spread),) = preference_rewards(result.model, records, [])
+    ((_, rewards, spread),) = preference_rewards(load_preference(result.model), records, [])
     assert spread is not None
     X = featuriser.of(records[0])[None]
     given = {"annotators": ["p1"]} if estimator == "ideal_points" else {}

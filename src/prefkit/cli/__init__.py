@@ -19,6 +19,7 @@ from prefkit.cli.recipes import recipes, reproduce
 from prefkit.cli.rewarded import mine, strength
 from prefkit.cli.sample import sample
 from prefkit.cli.scaling import scaling
+from prefkit.cli.serve import serve
 from prefkit.cli.train import train
 from prefkit.errors import PrefkitError
 
@@ -36,6 +37,7 @@ for command in (
     evaluate,
     score,
     sample,
+    serve,
     leaderboard,
     audit,
     advise,

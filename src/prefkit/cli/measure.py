@@ -22,11 +22,14 @@ if TYPE_CHECKING:
     from prefkit.diffusion import DiffusionScorer
     from prefkit.language import FollowupScorer, LanguageScorer, RewardScorer
     from prefkit.preference import DomainReward
+    from prefkit.recipes.preferences import TextPreference
+    from prefkit.recipes.remote import RemoteReward
+    from prefkit.recipes.rewarding import Measured, Ranking
     from prefkit.report import Plot, Table
 
 
-class Measured(StrEnum):
-    """What of a model ranks the responses of a benchmark."""
+class RankBy(StrEnum):
+    """What of a model ranks responses; see `prefkit.recipes.rewarding.Measured`."""
 
     REWARD = "reward"
     IMPLICIT = "implicit"
@@ -95,22 +98,25 @@ def score(
     from prefkit.comparisons import load_comparisons, write_comparisons
     from prefkit.diffusion import is_pipeline, load_pipeline
     from prefkit.language import LanguageScorer, RewardScorer
+    from prefkit.preference import DomainReward
     from prefkit.recipes.preferences import is_preference_model
+    from prefkit.recipes.remote import is_address
+    from prefkit.recipes.rewarding import followup_scorer, load_language, load_ranking
     from prefkit.training import processes
 
-    if is_preference_model(model):
-        if tokens:
-            raise OptionError("--tokens does not apply: a preference model scores whole responses")
-        if samples is not None:
-            raise OptionError("--samples is for reward models; a preference model with model.ensemble has a spread")
-        _score_preferences(model, file, output, rewards_into, data_format, limit)
+    if is_address(model) or is_preference_model(model) or DomainReward.is_saved(Path(model)):
+        if tokens or samples is not None or followups is not None:
+            raise OptionError("--tokens, --samples and --followups are for language models, which this is not")
+        ranking = load_ranking(model)
+        assert not isinstance(ranking, LanguageScorer | RewardScorer)
+        _score_responses(ranking, file, output, rewards_into, data_format, limit)
         return
     images = is_pipeline(model)
     dropout = samples is not None
     scorer = (
         load_pipeline(model).to(processes.device()).eval()
         if images
-        else _scorer(model, None, max_length, precision, dropout=dropout)
+        else load_language(model, max_length=max_length, precision=precision, dropout=dropout)
     )
     if dropout and (not isinstance(scorer, RewardScorer) or followups is not None):
         raise OptionError("--samples is for reward models")
@@ -118,7 +124,7 @@ def score(
     if followups is not None:
         if not isinstance(scorer, LanguageScorer | RewardScorer):
             raise OptionError("--followups needs a language model: a pipeline of images gives no likelihood of texts")
-        rewarder = _followup_scorer(scorer, followups)
+        rewarder = followup_scorer(scorer, followups)
     if rewards_into is not None and rewarder is None:
         scorer.provide(frozenset({"rewards"}))
     if tokens and (not isinstance(scorer, LanguageScorer) or rewarder is not None):
@@ -167,7 +173,7 @@ def evaluate(
         typer.Option(help="FILE is this benchmark: rm-bench, judgebench, llmbar, hhh or pandalm; follow its protocol."),
     ] = None,
     measured: Annotated[
-        Measured | None,
+        RankBy | None,
         typer.Option(
             "--as", help="With --benchmark, --contexts, --style: what of the model ranks. Default: what it is."
         ),
@@ -241,49 +247,43 @@ def evaluate(
 
     from prefkit import diagnostics
     from prefkit.comparisons import load_comparisons
-    from prefkit.language import RewardScorer
-    from prefkit.preference import DomainReward
-    from prefkit.recipes.preferences import evaluate_preference, is_preference_model
+    from prefkit.language import LanguageScorer, RewardScorer
+    from prefkit.recipes.preferences import is_preference_model
+    from prefkit.recipes.rewarding import load_ranking, scored_by, what_ranks
 
-    if is_preference_model(model):
-        if reference is not None or pairs is not None:
-            raise OptionError("--reference and --pairs do not apply to a preference model")
-        comparisons = load_comparisons(file, format=data_format, limit=limit)
-        fitted = evaluate_preference(model, comparisons)
-        console = Console()
-        console.print(fitted.table(f"{model} on {file}"))
-        if output is not None:
-            output.write_text(json.dumps(fitted.table().to_dict(), indent=1), encoding="utf-8")
-        if report is not None:
-            _write_page(report, f"{model} on {file}", [fitted.table("Figures"), *fitted.plots()])
-        _list_skipped(console, fitted.skipped, comparisons)
-        return
-    ranked = _features(model) or _scorer(model, reference, max_length, precision, too_long)
     if sum((benchmark is not None, contexts is not None, style)) > 1:
         raise OptionError("--benchmark, --contexts and --style exclude one another: give one")
     if benchmark is None and tie_margin:
         raise OptionError("--tie-margin goes with --benchmark")
-    if benchmark is not None or contexts is not None or style:
-        if pairs is not None:
-            raise OptionError("--pairs does not apply to --benchmark, --contexts and --style")
-        how = _measured(ranked, reference, measured, followups)
+    by_rank = benchmark is not None or contexts is not None or style
+    if by_rank and pairs is not None:
+        raise OptionError("--pairs does not apply to --benchmark, --contexts and --style")
+    for name, given in (("as", measured), ("followups", followups)):
+        if given is not None and not by_rank:
+            raise OptionError(f"--{name} goes with --benchmark, --contexts or --style")
+    if not by_rank and is_preference_model(model):
+        if reference is not None or pairs is not None:
+            raise OptionError("--reference and --pairs do not apply to a preference model")
+        _evaluate_preference(model, report, _Reading(file, data_format, limit, batch_size, output))
+        return
+    ranked = load_ranking(
+        model, reference=reference, max_length=max_length, precision=precision, too_long=str(too_long)
+    )
+    if by_rank:
+        how = what_ranks(ranked, compared=reference is not None, given=measured, followups=followups)
         if benchmark is not None:
             ranker = _ranker(ranked, how, followups, batch_size)
             _show_benchmark(benchmark, ranker, how, model, file, data_format, limit, tie_margin, output)
             return
-        if how is Measured.JUDGE:
-            raise OptionError("--as judge goes with --benchmark: a judge gives no scores")
+        scored = scored_by(ranked, how, followups=followups, batch_size=batch_size)
         comparisons = load_comparisons(file, format=data_format, limit=limit)
-        found = _in_contexts_or_style(_scored_by(ranked, how, followups, batch_size), comparisons, contexts)
-        Console().print(found.table(f"{model} ({how.value}) on {file}"))
+        found = _in_contexts_or_style(scored, comparisons, contexts)
+        Console().print(found.table(f"{model} ({how}) on {file}"))
         if output is not None:
             output.write_text(json.dumps(found.to_dict(), indent=1), encoding="utf-8")
         _list_skipped(Console(), found.skipped, comparisons)
         return
-    for name, given in (("as", measured), ("followups", followups)):
-        if given is not None:
-            raise OptionError(f"--{name} goes with --benchmark, --contexts or --style")
-    if isinstance(ranked, DomainReward):
+    if not isinstance(ranked, LanguageScorer | RewardScorer):
         raise OptionError(
             "a reward on features is measured with --benchmark, --contexts or --style; `prefkit features fit` measures "
             "it on held-out prompts"
@@ -334,7 +334,7 @@ def _write_page(path: Path, title: str, parts: Sequence[Table | Plot]) -> None:
 def _show_benchmark(
     name: str,
     ranker: Ranker,
-    how: Measured,
+    how: str,
     model: str,
     file: str,
     data_format: str | None,
@@ -360,9 +360,9 @@ def _show_benchmark(
             name,
             watched,
             comparisons,
-            model=f"{model} ({how.value})",
+            model=f"{model} ({how})",
             tie_margin=tie_margin,
-            judge=how is Measured.JUDGE,
+            judge=how == "judge",
         )
     console = Console()
     console.print(result.table())
@@ -370,33 +370,6 @@ def _show_benchmark(
     if output is not None:
         output.write_text(json.dumps(result.to_dict(), indent=1), encoding="utf-8")
     _list_skipped(console, result.skipped, comparisons)
-
-
-def _measured(
-    scorer: LanguageScorer | RewardScorer | DomainReward,
-    reference: str | None,
-    given: Measured | None,
-    followups: str | None,
-) -> Measured:
-    """What ranks: as asked for, or as the model is."""
-    from peft import PeftModel
-
-    from prefkit.language import LanguageScorer
-
-    rewards = not isinstance(scorer, LanguageScorer)
-    compared = isinstance(scorer, LanguageScorer) and (reference is not None or isinstance(scorer.policy, PeftModel))
-    if followups is not None and given is None:
-        given = Measured.FOLLOWUPS
-    if given is None:
-        return Measured.REWARD if rewards else Measured.IMPLICIT if compared else Measured.LIKELIHOOD
-    if rewards != (given is Measured.REWARD):
-        kind = "a reward model" if rewards else "a language model"
-        raise OptionError(f"--as {given.value} does not apply to {kind}")
-    if given is Measured.IMPLICIT and not compared:
-        raise OptionError("--as implicit needs --reference: the implicit reward is a log-ratio to it")
-    if (followups is not None) != (given is Measured.FOLLOWUPS):
-        raise OptionError("--followups and --as followups go together")
-    return given
 
 
 def _in_contexts_or_style(scored: Scored, comparisons: Comparisons, field: str | None) -> ContextUse | StyleUse:
@@ -408,69 +381,15 @@ def _in_contexts_or_style(scored: Scored, comparisons: Comparisons, field: str |
     return measure_context_use(scored, comparisons, ContextOptions.parse({"field": field}, "contexts"))
 
 
-def _ranker(
-    scorer: LanguageScorer | RewardScorer | DomainReward, how: Measured, followups: str | None, batch_size: int
-) -> Ranker:
+def _ranker(ranking: Ranking, how: Measured, followups: str | None, batch_size: int) -> Ranker:
     from prefkit.diagnostics import by_scores
     from prefkit.language import LanguageJudge, LanguageScorer
+    from prefkit.recipes.rewarding import scored_by
 
-    if how is Measured.JUDGE:
-        assert isinstance(scorer, LanguageScorer)
-        return LanguageJudge(scorer)
-    return by_scores(_scored_by(scorer, how, followups, batch_size))
-
-
-def _scored_by(
-    scorer: LanguageScorer | RewardScorer | DomainReward, how: Measured, followups: str | None, batch_size: int
-) -> Scored:
-    from prefkit.objectives import encode_all, score_all
-    from prefkit.preference import DomainReward
-
-    rewarder: DomainReward | FollowupScorer | None = None
-    if isinstance(scorer, DomainReward):
-        rewarder = scorer
-    elif how is Measured.FOLLOWUPS:
-        rewarder = _followup_scorer(scorer, followups or "default")
-
-    def rewarded(
-        comparisons: Iterable[Comparison], skipped: list[RecordError]
-    ) -> Iterator[tuple[Comparison, list[float]]]:
-        assert rewarder is not None
-        for comparison in rewarder.annotate(comparisons, skipped):
-            yield comparison, comparison.extra["rewards"]
-
-    def scored(
-        comparisons: Iterable[Comparison], skipped: list[RecordError]
-    ) -> Iterator[tuple[Comparison, list[float]]]:
-        assert not isinstance(scorer, DomainReward)
-        rows = encode_all(scorer, comparisons, skipped)
-        while batch := list(islice(rows, batch_size)):
-            encoded = [item for _, item in batch]
-            (scores,) = score_all(scorer, encoded, batch_size=len(batch))
-            values = scores.policy_logps
-            if how is Measured.IMPLICIT:
-                (ref,) = score_all(scorer, encoded, batch_size=len(batch), reference=True)
-                values = values - ref.policy_logps
-            found = iter(values.tolist())
-            for comparison, _ in batch:
-                yield comparison, list(islice(found, len(comparison.responses)))
-
-    return scored if rewarder is None else rewarded
-
-
-def _features(model: str) -> DomainReward | None:
-    """A reward on features, if that is what the folder holds."""
-    from prefkit.preference import DomainReward
-
-    return DomainReward.load(Path(model)) if DomainReward.is_saved(Path(model)) else None
-
-
-def _followup_scorer(scorer: LanguageScorer | RewardScorer, bank: str) -> FollowupScorer:
-    from prefkit.language import FollowupBank, FollowupScorer, RewardScorer
-
-    if isinstance(scorer, RewardScorer):
-        raise OptionError("--followups needs a language model: a reward model gives no likelihood")
-    return FollowupScorer(scorer, None if bank == "default" else FollowupBank.read(Path(bank)))
+    if how == "judge":
+        assert isinstance(ranking, LanguageScorer)
+        return LanguageJudge(ranking)
+    return by_scores(scored_by(ranking, how, followups=followups, batch_size=batch_size))
 
 
 class _Reading(NamedTuple):
@@ -489,6 +408,22 @@ class _Drawing(NamedTuple):
     steps: int
     guidance: float
     seeds: int
+
+
+def _evaluate_preference(model: str, report: Path | None, reading: _Reading) -> None:
+    """Log-likelihood, accuracy and calibration of a preference model."""
+    from prefkit.comparisons import load_comparisons
+    from prefkit.recipes.preferences import evaluate_preference
+
+    comparisons = load_comparisons(reading.file, format=reading.data_format, limit=reading.limit)
+    fitted = evaluate_preference(model, comparisons)
+    console = Console()
+    console.print(fitted.table(f"{model} on {reading.file}"))
+    if reading.output is not None:
+        reading.output.write_text(json.dumps(fitted.table().to_dict(), indent=1), encoding="utf-8")
+    if report is not None:
+        _write_page(report, f"{model} on {reading.file}", [fitted.table("Figures"), *fitted.plots()])
+    _list_skipped(console, fitted.skipped, comparisons)
 
 
 def _evaluate_pipeline(model: str, reference: str | None, pairs: Path | None, reading: _Reading) -> None:
@@ -547,25 +482,6 @@ def _win_rate(model: str, reference: str | None, scorer: str, drawing: _Drawing,
         found = {"win_rate": result.rate, "gain": result.gain, "captions": result.captions, "scores": result.scores}
         reading.output.write_text(json.dumps(plain(found), indent=1), encoding="utf-8")
     _list_skipped(console, (), comparisons)
-
-
-def _scorer(
-    model: str,
-    reference: str | None,
-    max_length: int | None,
-    precision: str,
-    too_long: str = "skip",
-    *,
-    dropout: bool = False,
-) -> LanguageScorer | RewardScorer:
-    from prefkit.language import EncodingOptions, ModelOptions, is_reward_model, load_reward, load_scorer
-
-    given = {"path": model, "reference": reference, "precision": precision, "dropout": dropout}
-    options = ModelOptions.parse(given, "model")
-    encoding = EncodingOptions.parse({"max_length": max_length, "too_long": str(too_long)}, "encoding")
-    if is_reward_model(model):
-        return load_reward(options.model_copy(update={"kind": "reward"}), encoding).eval()
-    return load_scorer(options, encoding).eval()
 
 
 def _scored(
@@ -630,22 +546,33 @@ def _place(comparison: Comparison) -> dict[str, Any]:
     return {"source": comparison.source, "line": comparison.line, "id": comparison.id}
 
 
-def _score_preferences(
-    model: str, file: str, output: Path, rewards_into: Path | None, data_format: str | None, limit: int | None
+def _score_responses(
+    ranking: TextPreference | DomainReward | RemoteReward,
+    file: str,
+    output: Path,
+    rewards_into: Path | None,
+    data_format: str | None,
+    limit: int | None,
 ) -> None:
-    """Rewards by a preference model: of each response, the mean log-odds against all responses of its comparison."""
+    """Rewards by what is no language model, with the spread of a preference model's ensemble."""
     from prefkit.comparisons import load_comparisons, write_comparisons
-    from prefkit.recipes.preferences import preference_rewards
+    from prefkit.recipes.preferences import Rewarded, TextPreference, preference_rewards
+    from prefkit.recipes.rewarding import scored_by
 
     comparisons = load_comparisons(file, format=data_format, limit=limit)
     skipped: list[RecordError] = []
+    found: Iterable[Rewarded]
+    if isinstance(ranking, TextPreference):
+        found = preference_rewards(ranking, comparisons, skipped)
+    else:
+        found = (Rewarded(c, list(own), None) for c, own in scored_by(ranking, "reward")(comparisons, skipped))
     rewarded = []
     with output.open("w", encoding="utf-8") as out:
-        for comparison, rewards, spreads in preference_rewards(model, comparisons, skipped):
-            found = [{"reward": reward} for reward in rewards]
-            for response, spread in zip(found, spreads or (), strict=False):
+        for comparison, rewards, spreads in found:
+            responses = [{"reward": reward} for reward in rewards]
+            for response, spread in zip(responses, spreads or (), strict=False):
                 response["spread"] = spread
-            line = {**_place(comparison), "responses": found}
+            line = {**_place(comparison), "responses": responses}
             out.write(json.dumps(line, ensure_ascii=False) + "\n")
             rewarded.append(_rewarded(comparison, line))
     if rewards_into is not None:

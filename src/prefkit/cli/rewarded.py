@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -65,25 +66,44 @@ def strength(
     console.print(f"{len(found.comparisons)} comparisons -> {output}", highlight=False, soft_wrap=True)
 
 
+class Pairs(StrEnum):
+    """Which pairs; see `prefkit.objectives.PairScheme`."""
+
+    BEST_WORST = "best_worst"
+    BEST_REST = "best_rest"
+    ADJACENT = "adjacent"
+    OPPOSITE = "opposite"
+    HALF_OFFSET = "half_offset"
+    ALL = "all"
+
+
 def mine(
     file: Annotated[str, typer.Argument(help="Comparisons with `rewards`, such as --rewards-into writes.")],
     output: Output = Path("mined.jsonl"),
+    pairs: Annotated[
+        Pairs, typer.Option(help="Which candidates of a prompt, by rank, make a pair.")
+    ] = Pairs.BEST_WORST,
     min_gap: Annotated[float, typer.Option(min=0, help="Rewards of a pair are further apart than this.")] = 0.0,
 ) -> None:
-    """Make pairs of the best and the worst candidate of each prompt, by their rewards.
+    """Make pairs of the candidates of each prompt by their rewards: of the best and the worst, or others.
 
-    Example:
+    The difference of the rewards is each pair's `strength`, which the objective `osp` takes with `label: bt`, and the
+    rewards stay beside the responses, for `madpo`.
+
+    Examples:
 
         prefkit score my-model candidates.jsonl --followups default --rewards-into rewarded.jsonl
 
         prefkit data mine rewarded.jsonl --output pairs.jsonl
+
+        prefkit data mine rewarded.jsonl --pairs all --output strong.jsonl
     """
     from prefkit.comparisons import load_comparisons, write_comparisons
     from prefkit.selection import mined_comparisons
 
     _refuse_overwriting([file], output)
     comparisons = load_comparisons(file)
-    rows = write_comparisons(mined_comparisons(comparisons, min_gap=min_gap), output)
+    rows = write_comparisons(mined_comparisons(comparisons, scheme=pairs.value, min_gap=min_gap), output)
     Console().print(f"{rows} pairs -> {output}", highlight=False, soft_wrap=True)
 
 

@@ -46,7 +46,7 @@ from prefkit.language.reward import (
     set_temperature,
     spread_of,
 )
-from prefkit.language.sampling import sample, sampled_kl
+from prefkit.language.sampling import sample, sample_candidates, sampled_kl
 from prefkit.language.scorer import BESIDE_REFERENCE, LanguageScorer, PackedScorer, Precision
 from prefkit.language.sequences import SequenceLogps, sequence_logps
 from prefkit.language.stance import stance_judge
@@ -104,6 +104,7 @@ __all__ = [
     "pack",
     "response_states",
     "sample",
+    "sample_candidates",
     "sampled_kl",
     "sequence_logps",
     "set_temperature",

@@ -167,6 +167,10 @@ class RewardScorer(PackedScorer):
         """
         if self.head.compares and comparison.joint:
             raise RecordError(f"a head `{self.head.kind}` compares responses to one prompt", field="prompts")
+        if self.head.compares and len(comparison.responses) == 1:
+            raise RecordError(
+                f"a head `{self.head.kind}` compares responses: one alone has no reward", field="responses"
+            )
         encoded = super().encode(comparison)
         return {**encoded, _ANNOTATOR: comparison.annotator or ""} if self.reads_people else encoded
 

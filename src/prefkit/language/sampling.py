@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +38,43 @@ def sample(
     how = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}
     tokens = _sampled(scorer, prompts, [seed] * len(prompts), max_new_tokens, how)
     return [scorer.tokenizer.decode(written, skip_special_tokens=True) for _, written in tokens]
+
+
+def sample_candidates(
+    scorer: LanguageScorer,
+    prompts: Iterable[Text],
+    count: int,
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> Iterator[list[str]]:
+    """Sample several continuations of each prompt, those of one prompt in one batch.
+
+    Args:
+        scorer: whose policy writes.
+        prompts: texts, or messages for the chat template.
+        count: continuations a prompt, at least 1.
+        max_new_tokens: tokens of a continuation at most.
+        temperature: above 0.
+        top_p: probability mass that is sampled from.
+        seed: fixes the samples; those of a prompt depend on its place and on no other prompt.
+
+    Yields:
+        The continuations of each prompt without special tokens.
+
+    Raises:
+        OptionError: count is below 1, or the temperature is not positive.
+    """
+    if count < 1:
+        raise OptionError(f"count must be at least 1, got {count}")
+    if not temperature > 0:
+        raise OptionError(f"temperature must be greater than 0 for several samples, got {temperature}")
+    how = {"do_sample": True, "temperature": temperature, "top_p": top_p, "num_return_sequences": count}
+    for place, prompt in enumerate(prompts):
+        found = _sampled(scorer, [prompt], [seed * 1_000_003 + place], max_new_tokens, how)
+        yield [scorer.tokenizer.decode(written, skip_special_tokens=True) for _, written in found]
 
 
 def sampled_kl(
@@ -99,8 +136,10 @@ def _sampled(
     max_new_tokens: int,
     how: Mapping[str, Any],
 ) -> list[tuple[list[int], list[int]]]:
-    """Tokens of each prompt and of the policy's continuation, the end-of-sequence token included."""
+    """Tokens of each prompt and of the policy's continuations, the end-of-sequence token included."""
     policy, tokenizer = scorer.policy, scorer.tokenizer
+    ends = policy.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id} if ends is None else set(ends) if isinstance(ends, list) else {ends}
     training = policy.training
     policy.eval()
     found = []
@@ -117,6 +156,9 @@ def _sampled(
                 pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
                 **how,
             )
-            found.append((tokens, out[0, len(tokens) :].tolist()))
+            for row in out[:, len(tokens) :].tolist():
+                # A sample that ends before the others of its batch is padded.
+                end = next((place for place, token in enumerate(row) if token in ends), len(row))
+                found.append((tokens, row[: end + 1]))
     policy.train(training)
     return found

@@ -61,7 +61,14 @@ from prefkit.objectives.intuitive import (
     lambda_at_step,
     relation_weights,
 )
-from prefkit.objectives.judging import RankedPairs, baseline_strengths, judge_matrix, judged_comparisons, ranked_pairs
+from prefkit.objectives.judging import (
+    PairScheme,
+    RankedPairs,
+    baseline_strengths,
+    judge_matrix,
+    judged_comparisons,
+    ranked_pairs,
+)
 from prefkit.objectives.latent import (
     LatentLabels,
     label_confidence,
@@ -233,6 +240,7 @@ __all__ = [
     "MixesInputs",
     "Objective",
     "PairObjective",
+    "PairScheme",
     "PairScores",
     "Part",
     "PolicyAndValue",

@@ -40,7 +40,7 @@ from prefkit.options import Options
 from prefkit.recipes.run import DataOptions, first_prompts, saved_model
 from prefkit.recipes.run import comparisons as read_comparisons
 from prefkit.report import Report
-from prefkit.training import Run
+from prefkit.training import Run, processes
 
 _PROMPTS = 50
 """Prompts after which it is looked which first tokens gained."""
@@ -169,7 +169,7 @@ def _load(options: ModelOptions, encoding: EncodingOptions) -> LanguageScorer:
         raise OptionError(
             f"'{options.path}' is a reward model; an audit asks for log-probabilities: give a language model"
         )
-    return load_scorer(options, encoding).eval()
+    return load_scorer(options, encoding).to(processes.device()).eval()
 
 
 def _check_run(run: Run, comparisons: Comparisons) -> None:
@@ -230,7 +230,7 @@ def value_drift(options: AuditOptions, models: ModelOptions, encoding: EncodingO
     before = models.reference
     if before is None:
         raise OptionError("`values` need the model before training: give `reference`")
-    judge = stance_judge(load_scorer(options.judge, encoding).eval())
+    judge = stance_judge(load_scorer(options.judge, encoding).to(processes.device()).eval())
 
     def answers(model: LanguageScorer, asked: Any, seed: int) -> list[str]:
         return sample(model, asked, max_new_tokens=options.max_new_tokens, temperature=0.7, seed=options.seed + seed)

@@ -55,6 +55,7 @@ from prefkit.preference import (
 from prefkit.preference.wrappers import unwrapped
 from prefkit.recipes.run import DataOptions, comparisons
 from prefkit.report import Plot, Report, Table
+from prefkit.training import processes
 
 Floats = NDArray[np.float64]
 
@@ -155,7 +156,7 @@ class Featuriser:
     def __init__(self, options: FeatureOptions, vocabulary: Mapping[str, float] | None = None) -> None:
         self.options = options
         self._tfidf: TfidfVectorizer | None = None
-        self._scorer = load_reward(options.model).eval() if options.kind == "states" else None
+        self._scorer = load_reward(options.model).to(processes.device()).eval() if options.kind == "states" else None
         if vocabulary is not None:
             self._tfidf = TfidfVectorizer(vocabulary={word: place for place, word in enumerate(vocabulary)})
             self._tfidf.idf_ = np.array(list(vocabulary.values()))
@@ -394,7 +395,19 @@ def _choice(config: PreferenceConfig) -> Any:
     return found
 
 
-def load_preference(folder: str | Path) -> tuple[PreferenceModel, Featuriser]:
+class TextPreference(NamedTuple):
+    """A preference model on texts.
+
+    Args:
+        model: fitted to features.
+        featuriser: makes them.
+    """
+
+    model: PreferenceModel
+    featuriser: Featuriser
+
+
+def load_preference(folder: str | Path) -> TextPreference:
     """A model that `run_preference` saved, and the features that it takes.
 
     Raises:
@@ -406,7 +419,7 @@ def load_preference(folder: str | Path) -> tuple[PreferenceModel, Featuriser]:
         options = FeatureOptions.parse(written["options"], "features")
     except (OSError, ValueError, KeyError) as error:
         raise PrefkitError(f"{folder}: the features of the preference model cannot be read: {error}") from error
-    return model, Featuriser(options, written.get("vocabulary"))
+    return TextPreference(model, Featuriser(options, written.get("vocabulary")))
 
 
 def is_preference_model(path: str) -> bool:
@@ -429,23 +442,34 @@ class Rewarded(NamedTuple):
 
 
 def preference_rewards(
-    folder: str | Path, records: Iterable[Comparison], skipped: list[RecordError]
+    fitted: TextPreference, records: Iterable[Comparison], skipped: list[RecordError]
 ) -> Iterator[Rewarded]:
-    """Each comparison with a reward a response: the mean log-odds against all of its responses.
+    """Each comparison with a reward a response: the mean log-odds against all of its responses, as GPO takes them.
 
-    For models with rewards they differ from these by a constant; for general preferences they are what GPO takes.
+    Of models that have rewards it is the reward itself, which differs from that by a constant.
 
     Args:
-        folder: of the model.
+        fitted: the model and its features.
         records: the comparisons.
         skipped: where those that cannot be scored are set aside.
     """
-    model, featuriser = load_preference(folder)
+    model, featuriser = fitted
     for record in records:
         try:
             features = _checked(featuriser, record, model)
+            own = _own_rewards(model, features)
+            if own is None and len(features) == 1:
+                raise RecordError(
+                    "the model compares responses: one alone has no reward",
+                    field="responses",
+                    source=record.source,
+                    line=record.line,
+                )
         except RecordError as error:
             skipped.append(error)
+            continue
+        if own is not None:
+            yield Rewarded(record, own.tolist(), None)
             continue
         k = len(features)
         first, second = np.divmod(np.arange(k * k), k)
@@ -458,16 +482,27 @@ def preference_rewards(
             given["prompts"] = np.tile(featuriser.of_prompt(record), (len(X), 1))
 
         def against_all(odds: Floats, of: NDArray[np.int64] = first[apart], k: int = k) -> Floats:
-            found: Floats = np.bincount(of, odds, k) / k
-            return found
+            means: Floats = np.bincount(of, odds, k) / k
+            return means
 
-        odds = model.decision_function(X, **given) if k > 1 else np.zeros(0)
+        odds = model.decision_function(X, **given)
         spread = None
         if (ensemble := _ensemble(model)) is not None:
-            each = ensemble.decisions(X, **given) if k > 1 else np.zeros((2, 0))
+            each = ensemble.decisions(X, **given)
             scale = model.temperature_ if isinstance(model, Calibrated) else 1.0
             spread = (np.stack([against_all(own) for own in each]).std(axis=0, ddof=1) / scale).tolist()
         yield Rewarded(record, against_all(odds).tolist(), spread)
+
+
+def _own_rewards(model: PreferenceModel, features: Floats) -> Floats | None:
+    """Rewards of responses by themselves, where the model has such."""
+    scale = 1.0
+    if isinstance(model, Calibrated):
+        model, scale = model.estimator_, model.temperature_
+    if not isinstance(model, BradleyTerry | Thurstone | RewardNetwork):
+        return None
+    found: Floats = model.strengths(features[None])[0] / scale
+    return found
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,8 @@ from prefkit.report import Plot, Table, model_card, token_strips
 from prefkit.training import (
     CurriculumOptions,
     FitResult,
+    MetaLearning,
+    MetaOptions,
     PairingOptions,
     Run,
     TrainingOptions,
@@ -93,6 +95,14 @@ class ReportOptions(Options):
     temperature: float = Field(0.7, ge=0, description="of the continuations; 0 is greedy")
 
 
+class MetaConfig(MetaOptions):
+    """Meta-learning of a reward model on unlabelled responses of a policy; see `prefkit.training.MetaLearning`."""
+
+    data: DataOptions = Field(
+        description="responses of the policy, two or more a prompt; their judgements are not read"
+    )
+
+
 class RunConfig(Options):
     """Everything that decides a run. `run.yaml` holds it; every option but `data` and `output` has a default."""
 
@@ -102,6 +112,9 @@ class RunConfig(Options):
     pairing: PairingOptions = Field(default_factory=PairingOptions, description="how comparisons become pairs")
     objective: dict[str, Any] = Field({"kind": "dpo"}, description="what is minimised: `kind` and its options")
     curriculum: CurriculumOptions | None = Field(None, description="train in stages, from easy pairs to hard ones")
+    meta: MetaConfig | None = Field(
+        None, description="reward models: learn to tell apart the responses of a policy (MetaRM)"
+    )
     training: TrainingOptions = Field(default_factory=TrainingOptions, description="how the model is trained")
     calibrate: bool = Field(
         False, description="reward models: divide rewards by the temperature that held-out comparisons ask for"
@@ -232,7 +245,7 @@ def read_values(
 
 
 def load(options: ModelOptions, encoding: EncodingOptions, seed: int = 0) -> LanguageScorer | RewardScorer:
-    """The scorer of the kind that the options name.
+    """The scorer of the kind that the options name, where it is computed fastest.
 
     Args:
         options: which model.
@@ -247,7 +260,8 @@ def load(options: ModelOptions, encoding: EncodingOptions, seed: int = 0) -> Lan
     # Adapters draw from the global generator.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return load_reward(options, encoding) if options.kind == "reward" else load_scorer(options, encoding)
+        made = load_reward(options, encoding) if options.kind == "reward" else load_scorer(options, encoding)
+    return made.to(processes.device())
 
 
 def with_reference(options: ModelOptions, objective: Objective[Any]) -> ModelOptions:
@@ -333,6 +347,11 @@ def run(config: RunConfig, *, resume: bool = False) -> RunResult | None:
         "resume": resume,
         "config": config.model_dump(mode="json"),
     }
+    if config.meta is not None:
+        if config.curriculum is not None:
+            raise OptionError("meta and curriculum exclude each other: give one")
+        unlabelled, _ = comparisons(config.meta.data)
+        how["meta"] = MetaLearning(unlabelled, config.meta, seed=config.training.seed)
     if config.curriculum is None:
         result = fit(scorer, training, objective, **how)
     else:

@@ -3,6 +3,7 @@
 from prefkit.training.curriculum import CurriculumOptions, CurriculumResult, fit_curriculum, make_stages
 from prefkit.training.data import TrainingData, prepare
 from prefkit.training.fit import FitResult, fit, go_back, interruptible, open_run, write_model
+from prefkit.training.meta import MetaLearning, MetaOptions
 from prefkit.training.options import TrainingOptions
 from prefkit.training.reference import reference_scores
 from prefkit.training.run import Run
@@ -13,6 +14,8 @@ __all__ = [
     "CurriculumOptions",
     "CurriculumResult",
     "FitResult",
+    "MetaLearning",
+    "MetaOptions",
     "PairingOptions",
     "PreferenceTrainer",
     "Run",

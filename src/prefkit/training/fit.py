@@ -25,6 +25,7 @@ from prefkit.objectives import SCORED, DrawsNoise, HasMembers, KnowsPeople, Obje
 from prefkit.training import checkpoints, processes
 from prefkit.training.data import TrainingData, prepare
 from prefkit.training.memory import steady_memory
+from prefkit.training.meta import MetaLearning
 from prefkit.training.options import TrainingOptions
 from prefkit.training.progress import bar
 from prefkit.training.reference import reference_scores
@@ -68,6 +69,7 @@ def fit(
     resume: bool = False,
     cache: str | Path | None = None,
     config: Mapping[str, Any] | None = None,
+    meta: MetaLearning | None = None,
 ) -> FitResult:
     """Train a scorer's model on comparisons.
 
@@ -85,6 +87,7 @@ def fit(
         resume: go on from the newest good checkpoint in `output`, or start there if there is none.
         cache: where encodings and the reference's scores are kept; default `PREFKIT_CACHE`, or `~/.cache/prefkit`.
         config: all options of the run, as they are written to `config.yaml`; default those given here.
+        meta: for reward models, learn to tell apart the responses of a policy (MetaRM).
 
     Raises:
         OptionError: an option does not apply to the objective, the model or the data.
@@ -106,6 +109,11 @@ def fit(
         )
     scorer.provide(objective.needs & SCORED)
     objective.equip(scorer)
+    if meta is not None:
+        if "rewards" not in objective.needs:
+            raise OptionError("meta is for reward models (model.kind: reward): it moves rewards apart")
+        for problem in meta.prepare(scorer):
+            logger.warning(f"meta.data, set aside: {problem}")
     if isinstance(scorer, DrawsNoise):
         scorer.use_reference("reference" in objective.needs)
     arguments = _arguments(options, run, evaluation is not None)
@@ -167,6 +175,7 @@ def fit(
             keep_checkpoints=options.keep_checkpoints,
             shuffle=options.shuffle,
             shown=shown,
+            meta=meta,
         )
         begun = time.perf_counter()
         with interruptible(run, lambda: trainer.state.global_step), steady_memory(arguments.device):

@@ -37,6 +37,7 @@ from prefkit.errors import PrefkitError
 from prefkit.objectives import SCORED, DrawsNoise, GroupsWeights, Objective, ResponseScores, Scorer
 from prefkit.training import checkpoints, processes
 from prefkit.training.data import Batch, Batches, TrainingData
+from prefkit.training.meta import MetaLearning
 from prefkit.training.metrics import Meter, measure
 from prefkit.training.progress import bar
 from prefkit.training.storage import explaining
@@ -58,6 +59,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is untyp
         keep_checkpoints: older ones are deleted.
         shuffle: take the rows in a new order in each epoch.
         shown: a progress bar to move.
+        meta: where the weights go before the loss of an update is computed.
     """
 
     # The loss is divided by the entries of the whole update already.
@@ -75,7 +77,9 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is untyp
         keep_checkpoints: int = 2,
         shuffle: bool = True,
         shown: Progress | None = None,
+        meta: MetaLearning | None = None,
     ) -> None:
+        self.meta, self.difference = meta, torch.tensor(0.0)
         self.scorer, self.objective, self.data, self.evaluation = scorer, objective, data, evaluation
         self.meter, self.metrics = Meter(), metrics
         self.batches = Batches(len(data), arguments.per_device_train_batch_size, arguments.seed if shuffle else None)
@@ -160,6 +164,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is untyp
     ) -> Tensor:
         """This process's part of the loss of an update."""
         losses, figures = self._losses(model, inputs, training=True)
+        if self.meta is not None:
+            figures["meta_difference"] = self.difference.expand(len(losses))
         self.meter.add(figures)
         for name, kept in self._rows.items():
             kept.update(zip(inputs["targets"].rows.tolist(), figures[name].tolist(), strict=True))
@@ -393,6 +399,12 @@ class _Course(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
         self._trainer.objective.advance(state.global_step)
         if isinstance(self._trainer.scorer, DrawsNoise):
             self._trainer.scorer.begin(state.global_step)
+        if self._trainer.meta is not None:
+            self._trainer.difference = self._trainer.meta.leave(self._trainer.model_wrapped, state.global_step)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._trainer.meta is not None:
+            self._trainer.meta.come_back()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         # Before a checkpoint is written, so that the state of the objective in it is that of the step.
