@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 import warnings
 from collections.abc import Sequence
@@ -38,7 +39,6 @@ from prefkit.preference import (
     BradleyTerry,
     Calibrated,
     Ensemble,
-    FeatureRewardModel,
     GeneralPreference,
     IdealPoints,
     RewardNetwork,
@@ -57,6 +57,8 @@ LABELS = (0, 2, 5, 10, 20)
 LEAST_VOTES = 30
 READINESS = "Bradley-Terry, and each person's readiness"
 JOKE_PARTS = 5
+LINEAR: dict[str, Any] = {"hidden": (), "learning_rate": 0.05, "weight_decay": 0.05}
+UPDATES, BATCH = 120, 2000
 WITH_PEOPLE = ("dices", "multipico", "ukp_convarg")
 
 
@@ -67,7 +69,7 @@ class Voted(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no annotat
         self.how, self.fraction, self.epochs = how, fraction, epochs
 
     def fit(self, X: Any, y: Any, sample_weight: Any) -> Voted:
-        voter = FeatureRewardModel(epochs=2, batch_size=64, learning_rate=0.01)
+        voter = RewardNetwork(**{**LINEAR, "learning_rate": 0.01}, epochs=2, batch_size=64)
         vote = vote_strength(voter, X, y, members=10)
         margins = None
         if self.how == "flip":
@@ -77,14 +79,14 @@ class Voted(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no annotat
             y = 0.5 * (y + said)
         else:
             margins = vote.mean.numpy()
-        self.model_ = FeatureRewardModel(epochs=self.epochs).fit(X, y, sample_weight, margins=margins)
+        self.model_ = RewardNetwork(**LINEAR, epochs=self.epochs).fit(X, y, sample_weight, margins=margins)
         return self
 
     def decision_function(self, X: Any) -> Any:
         return self.model_.decision_function(X)
 
 
-class WrongContext(FeatureRewardModel):
+class WrongContext(RewardNetwork):
     """A reward of contexts that is told another context than the judge's: what is lost is what contexts are worth."""
 
     def decision_function(self, X: Any) -> Any:
@@ -156,7 +158,8 @@ def models(options: Options, judged: JudgedSet) -> dict[str, Any]:
     """Every model that applies to a set; lists are candidates among which the training part chooses."""
     sets, best = options.feature_sets(), options.best()
     length = options.blocks["named"][:1] + (options.blocks["named"][-1:] if judged.said[0].second == NEUTRAL else [])
-    how: dict[str, Any] = {"steps": 120, "batch_size": 2000}
+    updates = math.ceil(len(options.data) * (FOLDS - 1) / FOLDS / BATCH)
+    how: dict[str, Any] = {"epochs": max(1, round(UPDATES / updates)), "batch_size": BATCH}
     found: dict[str, Any] = {
         "length alone": Candidate(BradleyTerry(ridge=1.0), length),
         BASELINE: [
@@ -185,7 +188,7 @@ def models(options: Options, judged: JudgedSet) -> dict[str, Any]:
             for name, columns in best.items()
         ],
         "linear reward of named features (domain-rm)": Candidate(
-            FeatureRewardModel(epochs=60), options.columns("named")
+            RewardNetwork(**LINEAR, epochs=60), options.columns("named")
         ),
     }
     if judged.said[0].second != NEUTRAL:
@@ -198,8 +201,8 @@ def models(options: Options, judged: JudgedSet) -> dict[str, Any]:
             for ridge in RIDGES
         ]
         seen = options.columns("named") + options.blocks["criterion"]
-        network: dict[str, Any] = {"layers": (16,), "context_features": len(options.criteria), "epochs": 60}
-        found["reward network of features and criterion (context-pm)"] = Candidate(FeatureRewardModel(**network), seen)
+        network = {**LINEAR, "hidden": (16,), "context_features": len(options.criteria), "epochs": 60}
+        found["reward network of features and criterion (context-pm)"] = Candidate(RewardNetwork(**network), seen)
         found["the same, told a wrong criterion"] = Candidate(WrongContext(**network), seen)
     if options.data.annotators is not None:
         found["ideal points (pal)"] = [

@@ -51,17 +51,25 @@ CASES = {
     "davidson, features": Case(BradleyTerry(ties="davidson", ridge=0.1), ties=True, wrong={"ties": "none"}),
     "thurstone, items": Case(Thurstone(), named=True, wrong={"ridge": -1.0}),
     "thurstone, features": Case(Thurstone(), wrong={"ridge": -1.0}),
-    "reward network": Case(RewardNetwork(steps=60), wrong={"dropout": 1.0}),
-    "reward network, items": Case(RewardNetwork(steps=60), named=True, wrong={"activation": "sine"}),
-    "general": Case(GeneralPreference(dim=4, steps=60), wrong={"dim": 3}),
-    "general, items": Case(GeneralPreference(dim=4, hidden=(), steps=60), named=True, wrong={"tau": 0.0}),
-    "general, gate": Case(GeneralPreference(gate=True, steps=60), needs=("prompts",), wrong={"loss": "hinge"}),
-    "general, regression": Case(GeneralPreference(loss="regression", target=2.0, steps=60), wrong={"steps": 0}),
+    "reward network": Case(RewardNetwork(epochs=60), wrong={"dropout": 1.0}),
+    "reward network, items": Case(RewardNetwork(epochs=60), named=True, wrong={"activation": "sine"}),
+    "reward network, linear in batches": Case(
+        RewardNetwork(hidden=(), epochs=20, batch_size=32, learning_rate=0.05, warmup=0.1, schedule="cosine", clip=1.0),
+        wrong={"warmup": 1.0},
+    ),
+    "reward network, contexts": Case(
+        RewardNetwork(hidden=(8, 4), context_features=1, epochs=60, inner_activation=None),
+        wrong={"context_features": 3},
+    ),
+    "general": Case(GeneralPreference(dim=4, epochs=60), wrong={"dim": 3}),
+    "general, items": Case(GeneralPreference(dim=4, hidden=(), epochs=60), named=True, wrong={"tau": 0.0}),
+    "general, gate": Case(GeneralPreference(gate=True, epochs=60), needs=("prompts",), wrong={"loss": "hinge"}),
+    "general, regression": Case(GeneralPreference(loss="regression", target=2.0, epochs=60), wrong={"epochs": 0}),
     "ideal points": Case(IdealPoints(loss="logistic", steps=60), needs=("annotators",), wrong={"prototypes": 0}),
     "ideal points by prompt": Case(
         IdealPoints(variant="B", steps=60), needs=("annotators", "prompts"), wrong={"score_type": "norm"}
     ),
-    "ensemble": Case(Ensemble(RewardNetwork(steps=40), members=2), wrong={"members": 1}),
+    "ensemble": Case(Ensemble(RewardNetwork(epochs=40), members=2), wrong={"members": 1}),
     "calibrated": Case(Calibrated(BradleyTerry(ridge=0.1)), wrong={"held_out": 0.0}),
 }
 

@@ -15,6 +15,7 @@ from prefkit.preference import (
     fit_temperature,
     load_preference_model,
     save_preference_model,
+    vote_strength,
 )
 
 
@@ -34,7 +35,7 @@ def test_temperature_undoes_a_factor(factor: float) -> None:
 
 def test_calibration_makes_an_overfitted_network_less_sure() -> None:
     X, y = data(150)
-    network = RewardNetwork(hidden=(64,), steps=400)
+    network = RewardNetwork(hidden=(64,), epochs=400)
     calibrated = Calibrated(network, held_out=0.3).fit(X, y)
     assert calibrated.temperature_ > 1.5
     test = data(1000, seed=1)
@@ -75,14 +76,14 @@ def test_the_spread_of_a_bootstrap_is_the_standard_error() -> None:
 
 def test_dropout_samples_vary() -> None:
     X, y = data(100)
-    model = RewardNetwork(dropout=0.2, steps=50).fit(X, y)
+    model = RewardNetwork(dropout=0.2, epochs=50).fit(X, y)
     samples = model.sample_decisions(X, 10)
     assert samples.shape == (10, 100)
     assert (samples.std(axis=0) > 0).all()
     np.testing.assert_array_equal(samples, model.sample_decisions(X, 10))
     assert (model.decision_function(X) == model.decision_function(X)).all()
     with pytest.raises(OptionError, match="has no dropout"):
-        RewardNetwork(steps=1).fit(X, y).sample_decisions(X)
+        RewardNetwork(epochs=1).fit(X, y).sample_decisions(X)
 
 
 def test_bad_input_is_refused() -> None:
@@ -126,3 +127,26 @@ def test_a_temperature_around_a_fitted_model(tmp_path: Path) -> None:
     ties = BradleyTerry(ties="davidson").fit([["a", "b"], ["b", "a"], ["a", "b"]], [1, 1, 0.5])
     with pytest.raises(OptionError, match="without ties as an outcome"):
         Calibrated.around(ties, 1.0)
+
+
+def test_votes_out_of_fold_find_flipped_labels_that_memorising_models_do_not() -> None:
+    X = np.random.default_rng(0).random((150, 2, 3))
+    ahead = (X[:, 0] - X[:, 1]) @ [6.0, -3.0, 0.0]
+    labels = (ahead > 0).astype(float)
+    wrong = np.arange(150) % 5 == 0
+    noisy = np.where(wrong, 1 - labels, labels)
+    sure = wrong & (np.abs(ahead) > 1)
+    model = RewardNetwork(hidden=(), learning_rate=0.05, weight_decay=0.05, epochs=100)
+    strength = vote_strength(model, X, noisy, members=3, folds=3).mean.numpy()
+    assert (strength[sure] < 0).mean() > 0.9
+    weighed = vote_strength(BradleyTerry(ridge=1.0), X, noisy, members=3, folds=3, bootstrap=True)
+    assert (weighed.mean.numpy()[sure] < 0).mean() > 0.9
+    assert (weighed.std > 0).all()
+    memorised = vote_strength(
+        RewardNetwork(hidden=(128,), activation="relu", learning_rate=0.05, epochs=300), X, noisy, members=2
+    )
+    assert (memorised.mean.numpy()[sure] < 0).mean() < 0.5
+    with pytest.raises(OptionError, match="folds must be from 2 to 150"):
+        vote_strength(model, X, noisy, folds=1)
+    with pytest.raises(OptionError, match="set bootstrap=True"):
+        vote_strength(BradleyTerry(), X, noisy)

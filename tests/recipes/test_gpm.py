@@ -33,7 +33,7 @@ def test_embeddings_learn_the_circle_and_rewards_do_not() -> None:
     made = gpm.models(0)
     scores = {}
     for name in ("BT", "GPM 2"):
-        made[name].set_params(steps=150).fit(gpm.pairs(options[:40]))
+        made[name].set_params(epochs=150).fit(gpm.pairs(options[:40]))
         scores[name] = made[name].score(gpm.pairs(options[40:]))
     assert scores["GPM 2"] > 0.95
     assert scores["BT"] < 0.7

@@ -61,9 +61,9 @@ def held_out(table: Any, name: str) -> list[Any]:
     [
         {"estimator": "bradley_terry"},
         {"estimator": "thurstone", "ridge": 0.5},
-        {"estimator": "reward_network", "steps": 60},
-        {"estimator": "general_preference", "steps": 60, "dim": 4},
-        {"estimator": "general_preference", "steps": 60, "gate": True},
+        {"estimator": "reward_network", "epochs": 60},
+        {"estimator": "general_preference", "epochs": 60, "dim": 4},
+        {"estimator": "general_preference", "epochs": 60, "gate": True},
     ],
     ids=lambda model: "-".join(map(str, model.values())),
 )

@@ -53,7 +53,7 @@ def fit(
     """
     from prefkit.comparisons import load_comparisons, split_comparisons
     from prefkit.diagnostics import bootstrap_interval
-    from prefkit.preference import FEATURE_FUNCTIONS, DomainReward, FeatureRewardModel, domain_features
+    from prefkit.preference import FEATURE_FUNCTIONS, DomainReward, RewardNetwork, domain_features
     from prefkit.report import Table
 
     wanted = [_named(part) for part in names.split(",") if part.strip()]
@@ -61,15 +61,16 @@ def fit(
     names_only = [name for name, _ in wanted]
     domain = domain_features(names_only, [name for name in names_only if name in FEATURE_FUNCTIONS], ranges)
     how: dict[str, Any] = {
-        "layers": tuple(_whole(size) for size in _list(layers)),
+        "hidden": tuple(_whole(size) for size in _list(layers)),
         "activation": activation,
+        "inner_activation": None,
         "epochs": epochs,
         "learning_rate": learning_rate,
         "weight_decay": weight_decay,
         "batch_size": batch_size,
-        "random_state": seed,
+        "seed": seed,
     }
-    reward = DomainReward(domain, FeatureRewardModel(**how))
+    reward = DomainReward(domain, RewardNetwork(**how))
     data = load_comparisons(file, format=data_format)
     skipped: list[RecordError] = []
     console = Console()

@@ -12,8 +12,8 @@ from prefkit.preference.context import (
 from prefkit.preference.cycles import Cycle, Cyclicity, cyclicity
 from prefkit.preference.domain import FEATURE_FUNCTIONS, DomainReward, Wins, domain_features
 from prefkit.preference.estimator import PreferenceModel
-from prefkit.preference.feature_rewards import FeatureRewardModel, vote_strength, with_contexts
 from prefkit.preference.features import OPINION_SUMMARY, DomainFeatures
+from prefkit.preference.feedforward import feedforward_scores
 from prefkit.preference.general import (
     CandidateScores,
     block_embeddings,
@@ -56,8 +56,7 @@ from prefkit.preference.ideal_points import (
 from prefkit.preference.leaderboard import Leaderboard, Standing
 from prefkit.preference.linear import BradleyTerry, PlackettLuce, StrengthModel, Thurstone
 from prefkit.preference.named import NamedComparisons, named_comparisons
-from prefkit.preference.network import FeedforwardReward, feedforward_scores
-from prefkit.preference.networks import GeneralPreference, NetworkModel, RewardNetwork
+from prefkit.preference.networks import GeneralPreference, NetworkModel, RewardNetwork, with_contexts
 from prefkit.preference.population import HeldOut, IdealPoints, IdealSpace, Projector, choose_prototypes
 from prefkit.preference.storage import load_preference_model, save_preference_model
 from prefkit.preference.wrappers import (
@@ -66,6 +65,7 @@ from prefkit.preference.wrappers import (
     Temperature,
     cross_fitted_temperature,
     fit_temperature,
+    vote_strength,
 )
 
 __all__ = [
@@ -81,8 +81,6 @@ __all__ = [
     "DomainFeatures",
     "DomainReward",
     "Ensemble",
-    "FeatureRewardModel",
-    "FeedforwardReward",
     "GeneralPreference",
     "HeldOut",
     "IdealPoints",

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from prefkit.comparisons import Comparison, Text, pairs
 from prefkit.errors import OptionError, PrefkitError, RecordError, unknown
-from prefkit.preference.feature_rewards import FeatureRewardModel
 from prefkit.preference.features import DomainFeatures, FeatureFunction
+from prefkit.preference.networks import RewardNetwork
+from prefkit.preference.storage import load_preference_model, save_preference_model
 
 _FILE = "domain.json"
 
@@ -68,13 +69,15 @@ class DomainReward:
 
     Args:
         features: names, ranges and functions.
-        model: what is fitted to them; a linear reward by default.
+        model: what is fitted to them, by default a linear reward with the weight decay of the paper. Its
+            `feature_names` become those of the features.
     """
 
-    def __init__(self, features: DomainFeatures, model: FeatureRewardModel | None = None) -> None:
+    def __init__(self, features: DomainFeatures, model: RewardNetwork | None = None) -> None:
+        if model is None:
+            model = RewardNetwork(hidden=(), learning_rate=0.05, weight_decay=0.05, epochs=150)
         self.features = features
-        self.model = model or FeatureRewardModel()
-        self.model.set_params(feature_names=tuple(features.names))
+        self.model: RewardNetwork = model.set_params(feature_names=tuple(features.names))
 
     def vectors(self, comparison: Comparison) -> NDArray[np.float64]:
         """Features of the responses of a comparison, scaled to [0, 1], `[responses, features]`.
@@ -163,7 +166,7 @@ class DomainReward:
                     f"feature '{name}' is computed by a function of your own, which a folder cannot hold: save rewards "
                     "or give the feature as a column"
                 )
-        self.model.save(folder)
+        save_preference_model(self.model, folder)
         about = {
             "names": list(self.features.names),
             "low": self.features.low,
@@ -183,16 +186,19 @@ class DomainReward:
         """Read a folder that `save` wrote. Nothing in it runs code.
 
         Raises:
-            OptionError: it cannot be read.
+            PrefkitError: it cannot be read.
         """
         try:
             about = json.loads((folder / _FILE).read_text(encoding="utf-8"))
             features = domain_features(about["names"], about["functions"], about["ranges"], about["low"], about["high"])
-        except OptionError:
+            model = load_preference_model(folder)
+        except PrefkitError:
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise OptionError(f"'{folder}' holds no domain reward: {error}") from error
-        return cls(features, FeatureRewardModel.load(folder))
+        if not isinstance(model, RewardNetwork):
+            raise OptionError(f"'{folder}' holds no domain reward: its model is a {type(model).__name__}")
+        return cls(features, model)
 
     def _pairs(
         self, comparisons: Iterable[Comparison], skipped: list[RecordError] | None

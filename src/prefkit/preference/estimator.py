@@ -7,6 +7,7 @@ attributes that end in an underscore. So models can be cloned, searched over and
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -116,9 +117,14 @@ class PreferenceModel(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
     def _options(self, X: Any) -> NDArray[Any]:
         """Comparisons to predict, checked against those that were fitted."""
         check_is_fitted(self)
-        array = pairs_of(X)
+        array = pairs_of(X, self._feature_names())
         check_width(self, array)
         return array
+
+    def _feature_names(self) -> Sequence[str] | None:
+        """Names of features for messages, of models that are told them."""
+        names: Sequence[str] | None = getattr(self, "feature_names", None)
+        return names
 
 
 def shares_of(outcomes: Floats, *, ties: bool) -> Floats:

@@ -38,12 +38,13 @@ class Items:
     names: NDArray[Any]
 
 
-def options_of(X: Any, *, ragged: bool = False) -> NDArray[Any]:
+def options_of(X: Any, *, ragged: bool = False, names: Sequence[str] | None = None) -> NDArray[Any]:
     """Comparisons as an array: `[n, k]` of names or `[n, k, d]` of finite numbers.
 
     Args:
         X: names or features, as nested lists, arrays or frames.
         ragged: rankings may differ in length; shorter ones are filled with None.
+        names: of the features, for messages.
 
     Raises:
         PrefkitError: there are none, sizes differ, or a number is missing; names the row.
@@ -73,17 +74,22 @@ def options_of(X: Any, *, ragged: bool = False) -> NDArray[Any]:
     if not finite.all():
         row, side, column = np.argwhere(~finite)[0]
         value = features[row, side, column]
-        raise PrefkitError(f"row {row}, option {side}, feature {column} must be a finite number, got {value}")
+        name = column if names is None or column >= len(names) else names[column]
+        raise PrefkitError(f"row {row}, option {side}, feature {name} must be a finite number, got {value}")
     return features
 
 
-def pairs_of(X: Any) -> NDArray[Any]:
+def pairs_of(X: Any, names: Sequence[str] | None = None) -> NDArray[Any]:
     """`options_of` for comparisons of two.
+
+    Args:
+        X: comparisons.
+        names: of the features, for messages.
 
     Raises:
         PrefkitError: see `options_of`; or a row does not compare two options, or compares an option with itself.
     """
-    array = options_of(X)
+    array = options_of(X, names=names)
     if array.shape[1] != 2:
         raise PrefkitError(f"a row must compare two options, got {array.shape[1]}; PlackettLuce takes rankings of more")
     if array.ndim == 2:
@@ -163,6 +169,21 @@ def weights_of(sample_weight: ArrayLike | None, n: int) -> Floats:
         )
     if not array.any():
         raise PrefkitError("sample_weight is 0 in every row")
+    return array
+
+
+def margins_of(margins: ArrayLike | None, n: int) -> Floats | None:
+    """The margin of each row, if there are any.
+
+    Raises:
+        PrefkitError: there are more or fewer than rows, or one is not finite.
+    """
+    if margins is None:
+        return None
+    array = _column(margins, "margins", n)
+    wrong = np.flatnonzero(~np.isfinite(array))
+    if len(wrong):
+        raise PrefkitError(f"row {wrong[0]}: margins must be finite numbers, got {array[wrong[0]]}")
     return array
 
 

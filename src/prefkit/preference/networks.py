@@ -5,11 +5,10 @@ Both take options by name as well: a name then has a vector of its own where fea
 
 from __future__ import annotations
 
-import itertools
+import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal, Self, TypeAlias, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -19,7 +18,11 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from prefkit.errors import OptionError, PrefkitError, unknown
+from prefkit.objectives import adaptive_margin_loss
+from prefkit.objectives.agreement import Smoothed
+from prefkit.preference.descent import Schedule, batches, minimise_by_gradient, seeded, seeded_region
 from prefkit.preference.estimator import PreferenceModel, check_positive, check_width
+from prefkit.preference.feedforward import Activation, Activations, Feedforward
 from prefkit.preference.general import (
     CandidateScores,
     candidate_scores,
@@ -35,83 +38,15 @@ from prefkit.preference.inputs import (
     check_some_preference,
     coded,
     codes_among,
+    margins_of,
     options_of,
     outcomes_of,
     pairs_of,
     weights_of,
 )
 
-Activation: TypeAlias = Literal["tanh", "relu", "gelu"]
-
-Network = TypeVar("Network", bound=nn.Module)
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "gelu": nn.GELU}
-
 LEARNED_START = -2.25
 """Where a learned temperature starts, as an argument of `learned_temperature`; the authors' code."""
-
-
-def perceptron(
-    inputs: int, hidden: Sequence[int], outputs: int, activation: str, dropout: float, *, named: bool, bias: bool = True
-) -> nn.Sequential:
-    """Layers from features, or from the codes of names, to outputs."""
-    if activation not in ACTIVATIONS:
-        raise OptionError(unknown("activation", str(activation), ACTIVATIONS))
-    widths = [inputs, *hidden, outputs]
-    layers: list[nn.Module] = []
-    for place, (width, following) in enumerate(itertools.pairwise(widths)):
-        if place:
-            layers += [ACTIVATIONS[activation]()] + [nn.Dropout(dropout)] * (dropout > 0)
-        layers.append(nn.Embedding(width, following) if named and not place else nn.Linear(width, following, bias=bias))
-    return nn.Sequential(*layers)
-
-
-def minimise_by_gradient(
-    groups: Sequence[dict[str, Any]],
-    loss: Callable[[Tensor], Tensor],
-    rows: int,
-    *,
-    steps: int,
-    batch_size: int | None,
-    seed: int,
-    device: str,
-) -> list[float]:
-    """Adam on the mean loss of rows, in batches that go through shuffled passes, or on all rows at once.
-
-    Args:
-        groups: parameters and their learning rates, as optimisers take them.
-        loss: from the indices of rows to a scalar.
-        rows: number of rows.
-        steps: updates.
-        batch_size: rows an update; None for all.
-        seed: of the shuffling.
-        device: where the rows lie.
-
-    Returns:
-        The loss of each update.
-    """
-    optimiser = torch.optim.AdamW(groups, weight_decay=0.0)
-    generator = torch.Generator().manual_seed(seed)
-    everything = torch.arange(rows, device=device)
-
-    def batches() -> Iterator[Tensor]:
-        while True:
-            if batch_size is None or batch_size >= rows:
-                yield everything
-            else:
-                order = torch.randperm(rows, generator=generator).to(device)
-                yield from order[: rows // batch_size * batch_size].view(-1, batch_size)
-
-    history = []
-    for _, batch in zip(range(steps), batches(), strict=False):
-        optimiser.zero_grad()
-        value = loss(batch)
-        value.backward()  # type: ignore[no-untyped-call]  # torch's annotation is incomplete
-        optimiser.step()
-        history.append(float(value.detach()))
-    if history and not np.isfinite(history[-1]):
-        raise PrefkitError("the fit diverged: its loss is not finite; lower learning_rate")
-    return history
 
 
 class NetworkModel(PreferenceModel):
@@ -126,12 +61,16 @@ class NetworkModel(PreferenceModel):
     """
 
     hidden: Sequence[int]
-    activation: Activation
+    activation: Activation | None
     dropout: float
     learning_rate: float
     weight_decay: float
-    steps: int
+    betas: tuple[float, float] = (0.9, 0.999)
+    epochs: int
     batch_size: int | None
+    warmup: float = 0.0
+    schedule: Schedule = "constant"
+    clip: float | None = None
     seed: int
     device: str
     module_: nn.Module
@@ -144,9 +83,9 @@ class NetworkModel(PreferenceModel):
     def _build(self, inputs: int, *, named: bool, prompt_features: int | None) -> nn.Module:
         """The network, freshly initialised; it takes options `[n, 2, ...]` and prompts, and gives log-odds `[n]`."""
 
-    def _losses(self, odds: Tensor, outcomes: Tensor) -> Tensor:
+    @abstractmethod
+    def _losses(self, odds: Tensor, outcomes: Tensor, margins: Tensor | None) -> Tensor:
         """The loss of each row from its log-odds."""
-        return gpm_soft_label_loss(odds, outcomes, tau=1.0)
 
     def fit(
         self,
@@ -155,6 +94,7 @@ class NetworkModel(PreferenceModel):
         sample_weight: ArrayLike | None = None,
         *,
         prompts: ArrayLike | None = None,
+        margins: ArrayLike | None = None,
         **given: Any,
     ) -> Self:
         """Fit to comparisons; see `PreferenceModel`.
@@ -164,6 +104,8 @@ class NetworkModel(PreferenceModel):
             y: outcomes.
             sample_weight: weight of each row.
             prompts: `[n, p]`, features of the prompt of each row, for a model that reads them.
+            margins: `[n]`, by how much the option that is likelier to be preferred has to be ahead, in log-odds; may
+                be negative. For reward networks.
             given: nothing else.
 
         Raises:
@@ -171,18 +113,18 @@ class NetworkModel(PreferenceModel):
             OptionError: a parameter is out of range.
         """
         self._check_parameters()
-        array = pairs_of(X)
+        array = pairs_of(X, self._feature_names())
         outcomes, weights = outcomes_of(y, len(array)), weights_of(sample_weight, len(array))
+        shifts = margins_of(margins, len(array))
         check_some_preference(outcomes, weights)
-        named = array.ndim == 2
+        self._check_data(array)
         for name in ("items_", "n_features_in_"):
             self.__dict__.pop(name, None)
-        if named:
+        if array.ndim == 2:
             items = coded(array)
             self.items_ = items.names
             options = torch.from_numpy(items.codes)
         else:
-            check_options_differ(array)
             options = torch.from_numpy(array).float()
             self.n_features_in_ = array.shape[2]
         contexts = prompts_of(prompts, len(array))
@@ -191,12 +133,17 @@ class NetworkModel(PreferenceModel):
         self.module_ = seeded(self._made, self.seed).to(self.device)
         options = options.to(self.device)
         target = torch.from_numpy(outcomes).float().to(self.device)
-        weight = torch.from_numpy(weights / weights.mean()).float().to(self.device)
+        weighed = np.flatnonzero(weights)
+        weight = torch.from_numpy(weights / weights[weighed].mean()).float().to(self.device)
+        kept = torch.from_numpy(weighed).to(self.device)
+        shift = None if shifts is None else torch.from_numpy(shifts).float().to(self.device)
         given_prompts = None if contexts is None else contexts.to(self.device)
 
-        def loss(rows: Tensor) -> Tensor:
+        def loss(batch: Tensor) -> Tensor:
+            rows = kept[batch]
             odds = self.module_(options[rows], None if given_prompts is None else given_prompts[rows])
-            return (self._losses(odds, target[rows]) * weight[rows]).mean()
+            losses = self._losses(odds, target[rows], None if shift is None else shift[rows])
+            return (losses * weight[rows]).mean()
 
         self.module_.train()
         parameters = {"params": list(self.module_.parameters()), "lr": self.learning_rate}
@@ -204,11 +151,15 @@ class NetworkModel(PreferenceModel):
             self.loss_curve_ = minimise_by_gradient(
                 [{**parameters, "weight_decay": self.weight_decay}],
                 loss,
-                len(array),
-                steps=self.steps,
+                len(kept),
+                steps=self.epochs * batches(len(kept), self.batch_size),
                 batch_size=self.batch_size,
                 seed=self.seed,
                 device=self.device,
+                betas=self.betas,
+                warmup=self.warmup,
+                schedule=self.schedule,
+                clip=self.clip,
             )
         self.module_.eval()
         return self
@@ -284,69 +235,195 @@ class NetworkModel(PreferenceModel):
             raise OptionError("the model was fitted without prompts")
         return None if contexts is None else contexts.to(self.device)
 
+    def _check_data(self, array: NDArray[Any]) -> None:
+        if array.ndim == 3:
+            check_options_differ(array)
+
     def _check_parameters(self) -> None:
         check_positive("learning_rate", self.learning_rate)
         check_positive("weight_decay", self.weight_decay, zero=True)
-        check_positive("steps", self.steps)
-        if not 0 <= self.dropout < 1:
-            raise OptionError(f"dropout must lie in [0, 1), got {self.dropout}")
-        if any(width < 1 for width in self.hidden):
-            raise OptionError(f"hidden must be widths of at least 1, got {list(self.hidden)}")
+        checks = {
+            "hidden": (all(width >= 1 for width in self.hidden), "widths of at least 1"),
+            "dropout": (0 <= self.dropout < 1, "in [0, 1)"),
+            "epochs": (self.epochs >= 1, "at least 1"),
+            "batch_size": (self.batch_size is None or self.batch_size >= 1, "at least 1, or None"),
+            "warmup": (0 <= self.warmup < 1, "in [0, 1)"),
+            "schedule": (self.schedule in ("constant", "cosine"), "constant or cosine"),
+            "clip": (self.clip is None or self.clip > 0, "greater than 0, or None"),
+        }
+        for name, (right, wanted) in checks.items():
+            if not right:
+                raise OptionError(f"{name} must be {wanted}, got {getattr(self, name)!r}")
 
 
 class RewardNetwork(NetworkModel):
-    """P(i is preferred to j) = sigmoid(r_i - r_j), r a network: Bradley-Terry with rewards that are not linear.
+    """P(i is preferred to j) = sigmoid(r_i - r_j), r a network: Bradley-Terry with rewards that need not be linear.
 
     Args:
-        hidden: widths of the hidden layers.
-        activation: "tanh", "relu" or "gelu".
+        hidden: widths of the hidden layers; none is a linear reward.
+        activation: after the first layer: "sigmoid", "tanh", "relu" or "gelu"; None for none.
+        inner_activation: after the layers between the first and the last; "same" as the first, or None, which is what
+            the authors' code of domain rewards has.
+        output_activation: after the last layer; with a relu, rewards are flat where it is 0.
         dropout: share of hidden units that are dropped; see `sample_decisions`.
-        learning_rate: of Adam.
+        context_features: how many of the last features describe a context (a criterion, a person), which both options
+            of a row share; see `with_contexts`. The reward then has a further term, y U z, of the other features y and
+            the context z; U starts from 0.
+        learning_rate: of AdamW.
         weight_decay: of AdamW.
-        steps: updates.
+        betas: of AdamW.
+        epochs: passes over the rows.
         batch_size: rows an update; None for all.
+        warmup: share of the updates over which the learning rate rises, in [0, 1).
+        schedule: how it goes on: "constant" or "cosine" down to 0.
+        clip: bound of the norm of the gradient; None for no bound.
+        alpha: smoothing of labels, in [0, 0.5].
+        smoothed: "all" labels, or those of "negative" margin.
+        zero_start: start from weights of 0, for linear rewards only.
+        feature_names: names of the features, for messages and `explain`.
         seed: of the weights, the shuffling and the dropout.
         device: where it is computed.
+
+    Source: contexts: Pitis et al. 2024 (arXiv 2407.14916); margins and smoothing: Wang et al. 2024 (Secrets of RLHF in
+        Large Language Models Part II, arXiv 2401.06080), section 2.5.
     """
 
     def __init__(
         self,
         *,
         hidden: Sequence[int] = (32,),
-        activation: Activation = "tanh",
+        activation: Activation | None = "tanh",
+        inner_activation: Activation | Literal["same"] | None = "same",
+        output_activation: Activation | None = None,
         dropout: float = 0.0,
+        context_features: int = 0,
         learning_rate: float = 0.01,
         weight_decay: float = 0.0,
-        steps: int = 300,
+        betas: tuple[float, float] = (0.9, 0.999),
+        epochs: int = 300,
         batch_size: int | None = None,
+        warmup: float = 0.0,
+        schedule: Schedule = "constant",
+        clip: float | None = None,
+        alpha: float = 0.0,
+        smoothed: Smoothed = "all",
+        zero_start: bool = False,
+        feature_names: Sequence[str] | None = None,
         seed: int = 0,
         device: str = "cpu",
     ) -> None:
         self.hidden = hidden
         self.activation = activation
+        self.inner_activation = inner_activation
+        self.output_activation = output_activation
         self.dropout = dropout
+        self.context_features = context_features
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
-        self.steps = steps
+        self.betas = betas
+        self.epochs = epochs
         self.batch_size = batch_size
+        self.warmup = warmup
+        self.schedule = schedule
+        self.clip = clip
+        self.alpha = alpha
+        self.smoothed = smoothed
+        self.zero_start = zero_start
+        self.feature_names = feature_names
         self.seed = seed
         self.device = device
 
     def strengths(self, X: Any) -> Floats:
         """`[n, k]`, the reward of every option of every row; see `prefkit.preference.BradleyTerry.strengths`."""
         check_is_fitted(self)
-        array = options_of(X)
+        array = options_of(X, names=self._feature_names())
         check_width(self, array)
         with torch.no_grad():
-            rewards: Tensor = self.module_.body(self._encoded(array))  # type: ignore[operator]  # of _RewardModule
-        return np.asarray(rewards.squeeze(-1).double().cpu().numpy())
+            rewards = self._module.rewards(self._encoded(array))
+        return np.asarray(rewards.double().cpu().numpy())
+
+    def reward(self, options: Any) -> Floats:
+        """`[n]`, the reward of single options, in log-odds.
+
+        Args:
+            options: `[n, d]` features, or `[n]` names.
+        """
+        found: Floats = self.strengths(_alone(options))[:, 0]
+        return found
+
+    def explain(self, features: ArrayLike | None = None) -> dict[str, float]:
+        """What each feature is worth to the reward: its mean gradient, which of a linear reward is its weight.
+
+        Args:
+            features: `[n, d]`, where gradients are taken; a linear reward needs none.
+
+        Raises:
+            OptionError: the reward is not linear and no features are given, or it is one of names.
+        """
+        check_is_fitted(self)
+        if hasattr(self, "items_"):
+            raise OptionError("the model was fitted to names of options: no feature explains their rewards")
+        linear = not self.hidden and self.output_activation is None and not self.context_features
+        if features is None and not linear:
+            raise OptionError("the gradients of a reward that is not linear differ from place to place: give features")
+        array = options_of(_alone(np.zeros((1, self.n_features_in_)) if features is None else features))
+        check_width(self, array)
+        inputs = self._encoded(array)[:, 0].requires_grad_()
+        (gradient,) = torch.autograd.grad(self._module.rewards(inputs).sum(), inputs)
+        names = self._feature_names() or [f"feature {place}" for place in range(self.n_features_in_)]
+        return dict(zip(names, gradient.mean(0).tolist(), strict=True))
+
+    @property
+    def _module(self) -> _RewardModule:
+        assert isinstance(self.module_, _RewardModule)
+        return self.module_
+
+    def _losses(self, odds: Tensor, outcomes: Tensor, margins: Tensor | None) -> Tensor:
+        # The margin stands on the side of the likelier label; smoothing and a soft label both take from its share.
+        margins = torch.zeros_like(odds) if margins is None else margins
+        likelier = outcomes >= 0.5
+        unsure = torch.where(likelier, 1 - outcomes, outcomes)
+        smoothing = self.alpha * (margins < 0) if self.smoothed == "negative" else self.alpha
+        ahead = torch.where(likelier, odds, -odds)
+        alpha = unsure + smoothing * (1 - 2 * unsure)
+        return adaptive_margin_loss(ahead, torch.zeros_like(ahead), margins, alpha=alpha)
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        if not 0 <= self.alpha <= 0.5:
+            raise OptionError(f"alpha must be in [0, 0.5], got {self.alpha}")
+        if self.smoothed not in ("all", "negative"):
+            raise OptionError(f"smoothed must be all or negative, got {self.smoothed!r}")
+        if self.zero_start and self.hidden:
+            raise OptionError("zero_start must be False with hidden layers, which would stay at 0")
+        if self.output_activation == "relu":
+            warnings.warn("after a relu all rewards below 0 are equal and have no gradient", stacklevel=3)
+
+    def _check_data(self, array: NDArray[Any]) -> None:
+        super()._check_data(array)
+        names, width = self._feature_names(), array.shape[2] if array.ndim == 3 else 0
+        if names is not None and len(names) != width:
+            raise OptionError(f"feature_names must name {width} features, got {len(names)}")
+        if self.context_features and not 0 < self.context_features < width:
+            raise OptionError(f"context_features must be less than the {width} features, got {self.context_features}")
+        constant = np.flatnonzero((array == array[:1, :1]).all(axis=(0, 1))).tolist() if width else []
+        if constant:
+            shown = ", ".join(str(names[place] if names else place) for place in constant)
+            warnings.warn(f"features that are constant say nothing about a choice: {shown}", stacklevel=3)
 
     def _build(self, inputs: int, *, named: bool, prompt_features: int | None) -> nn.Module:
         if prompt_features is not None:
             raise OptionError(
                 "a reward is no function of the prompt here: add the prompt's features to those of options"
             )
-        return _RewardModule(perceptron(inputs, self.hidden, 1, self.activation, self.dropout, named=named))
+        inner = self.activation if self.inner_activation == "same" else self.inner_activation
+        activations = Activations(self.activation, inner, self.output_activation)
+        body = Feedforward(inputs, self.hidden, 1, activations=activations, dropout=self.dropout, named=named)
+        module = _RewardModule(body, inputs - self.context_features, self.context_features)
+        if self.zero_start:
+            for parameter in module.parameters():
+                nn.init.zeros_(parameter)
+        return module
 
 
 class GeneralPreference(NetworkModel):
@@ -355,7 +432,7 @@ class GeneralPreference(NetworkModel):
     Args:
         dim: size of the embeddings, even; 2 can hold one cycle, more can hold more.
         hidden: widths of the hidden layers.
-        activation: "tanh", "relu" or "gelu".
+        activation: after each of them: "sigmoid", "tanh", "relu" or "gelu"; None for none.
         dropout: share of hidden units that are dropped.
         normalise: embeddings of length 1 (the paper's default).
         gate: scale each block by the prompt, for which `fit` and predictions need `prompts`.
@@ -363,9 +440,9 @@ class GeneralPreference(NetworkModel):
         tau: temperature, or "learned".
         loss: "logistic", or "regression" on log-odds of `target`.
         target: log-odds of a preference, for `loss="regression"`.
-        learning_rate: of Adam.
+        learning_rate: of AdamW.
         weight_decay: of AdamW.
-        steps: updates.
+        epochs: passes over the rows.
         batch_size: rows an update; None for all.
         seed: of the weights, the shuffling and the dropout.
         device: where it is computed.
@@ -378,7 +455,7 @@ class GeneralPreference(NetworkModel):
         *,
         dim: int = 6,
         hidden: Sequence[int] = (32,),
-        activation: Activation = "tanh",
+        activation: Activation | None = "tanh",
         dropout: float = 0.0,
         normalise: bool = True,
         gate: bool = False,
@@ -388,7 +465,7 @@ class GeneralPreference(NetworkModel):
         target: float = 10.0,
         learning_rate: float = 0.01,
         weight_decay: float = 0.0,
-        steps: int = 300,
+        epochs: int = 300,
         batch_size: int | None = None,
         seed: int = 0,
         device: str = "cpu",
@@ -405,7 +482,7 @@ class GeneralPreference(NetworkModel):
         self.target = target
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
-        self.steps = steps
+        self.epochs = epochs
         self.batch_size = batch_size
         self.seed = seed
         self.device = device
@@ -413,7 +490,7 @@ class GeneralPreference(NetworkModel):
     @property
     def tau_(self) -> float:
         """The temperature, learned or given."""
-        return float(self._module.temperature())
+        return float(self._module.temperature().detach())
 
     def embed(self, options: Any) -> Floats:
         """`[n, dim]`, embeddings of single options.
@@ -422,7 +499,7 @@ class GeneralPreference(NetworkModel):
             options: `[n, d]` features, or `[n]` names.
         """
         check_is_fitted(self)
-        array = options_of([[option] for option in options] if np.ndim(options) == 1 else np.asarray(options)[:, None])
+        array = options_of(_alone(options))
         check_width(self, array)
         with torch.no_grad():
             found = self._module.embed(self._encoded(array)[:, 0])
@@ -471,9 +548,11 @@ class GeneralPreference(NetworkModel):
         if self.loss not in ("logistic", "regression"):
             raise OptionError(unknown("loss", str(self.loss), ("logistic", "regression")))
 
-    def _losses(self, odds: Tensor, outcomes: Tensor) -> Tensor:
+    def _losses(self, odds: Tensor, outcomes: Tensor, margins: Tensor | None) -> Tensor:
+        if margins is not None:
+            raise OptionError("margins are for reward networks")
         if self.loss == "logistic":
-            return super()._losses(odds, outcomes)
+            return gpm_soft_label_loss(odds, outcomes, tau=1.0)
         # The target is that of a certain preference, and 0 that of a tie.
         return gpm_regression_loss(odds, self.target * (2 * outcomes - 1), tau=1.0)
 
@@ -482,27 +561,36 @@ class GeneralPreference(NetworkModel):
             raise OptionError("gate=True needs prompts, the features of each row's prompt")
         if not self.gate and prompt_features is not None:
             raise OptionError("prompts are read by the gate only: set gate=True")
-        body = perceptron(inputs, self.hidden, self.dim, self.activation, self.dropout, named=named)
+        activations = Activations(self.activation, self.activation)
+        body = Feedforward(inputs, self.hidden, self.dim, activations=activations, dropout=self.dropout, named=named)
         head = None if prompt_features is None else nn.Linear(prompt_features, self.dim // 2, bias=False)
         scale = self.dim / 2 if self.gate_scale is None else self.gate_scale
         return _GeneralModule(body, head, scale, self.normalise, None if self.tau == "learned" else self.tau)
 
 
 class _RewardModule(nn.Module):
-    def __init__(self, body: nn.Sequential) -> None:
+    def __init__(self, body: Feedforward, own_features: int, context_features: int) -> None:
         super().__init__()
-        self.body = body
+        self.body, self.own_features = body, own_features
+        self.bilinear = nn.Parameter(torch.zeros(own_features, context_features)) if context_features else None
+
+    def rewards(self, options: Tensor) -> Tensor:
+        """The reward of each option."""
+        found: Tensor = self.body(options).squeeze(-1)
+        if self.bilinear is None:
+            return found
+        own, context = options[..., : self.own_features], options[..., self.own_features :]
+        return found + ((own @ self.bilinear) * context).sum(-1)
 
     def forward(self, options: Tensor, prompts: Tensor | None) -> Tensor:
         """Log-odds of the first of two options."""
-        first, second = self.body(options).squeeze(-1).unbind(1)
-        odds: Tensor = first - second
-        return odds
+        first, second = self.rewards(options).unbind(1)
+        return first - second
 
 
 class _GeneralModule(nn.Module):
     def __init__(
-        self, body: nn.Sequential, head: nn.Linear | None, gate_scale: float, normalise: bool, tau: float | None
+        self, body: Feedforward, head: nn.Linear | None, gate_scale: float, normalise: bool, tau: float | None
     ) -> None:
         super().__init__()
         self.body, self.head, self.gate_scale, self.normalise, self.tau = body, head, gate_scale, normalise, tau
@@ -557,15 +645,24 @@ def check_options_differ(array: NDArray[Any]) -> None:
         raise PrefkitError("both options have the same features in every comparison: nothing can be learned of them")
 
 
-def seeded(make: Callable[[], Network], seed: int) -> Network:
-    """A network whose weights are fixed by a seed, which leaves the global generator as it was."""
-    with seeded_region(seed):
-        return make()
+def with_contexts(features: ArrayLike, contexts: ArrayLike) -> Floats:
+    """Features of pairs or of single options followed by those of their contexts.
+
+    Args:
+        features: `[n, 2, d]`, or `[n, d]`.
+        contexts: `[n, context_features]`; both options of a pair get the same.
+
+    Raises:
+        PrefkitError: they do not belong together.
+    """
+    rows, context = np.asarray(features, dtype=np.float64), np.asarray(contexts, dtype=np.float64)
+    if rows.ndim not in (2, 3) or context.ndim != 2 or len(rows) != len(context):
+        raise PrefkitError(f"each pair or option needs one context, got shapes {rows.shape} and {context.shape}")
+    if rows.ndim == 3:
+        context = np.repeat(context[:, None], rows.shape[1], axis=1)
+    return np.concatenate([rows, context], axis=-1)
 
 
-@contextmanager
-def seeded_region(seed: int) -> Iterator[None]:
-    """A region in which the global generators of torch start from a seed; they are put back behind it."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
+def _alone(options: Any) -> Any:
+    """Single options, features or names, as rows of one option."""
+    return [[option] for option in options] if np.ndim(options) == 1 else np.asarray(options)[:, None]

@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from prefkit.errors import OptionError, PrefkitError, unknown
+from prefkit.preference.descent import minimise_by_gradient, seeded
 from prefkit.preference.estimator import PreferenceModel, check_positive, check_width
 from prefkit.preference.ideal_points import (
     angle_logits,
@@ -29,7 +30,7 @@ from prefkit.preference.ideal_points import (
     smooth_hinge_loss,
 )
 from prefkit.preference.inputs import Floats, check_some_preference, options_of, outcomes_of, pairs_of, weights_of
-from prefkit.preference.networks import check_options_differ, minimise_by_gradient, prompts_of, seeded
+from prefkit.preference.networks import check_options_differ, prompts_of
 
 Variant: TypeAlias = Literal["A", "B"]
 Mixing: TypeAlias = Literal["f(Pw)", "f(P)w", "Pw", "|f(P)|w"]
@@ -609,7 +610,8 @@ class IdealPoints(PreferenceModel):
             points = shared.points(mixture, None if contexts is None else contexts[rows])
             scores = shared(options[rows, 0], options[rows, 1], points)
             right = torch.ones_like(scores)
-            share = shares[rows] / shares[rows].sum()
+            # A batch may hold rows of weight 0 only.
+            share = shares[rows] / shares[rows].sum().clamp_min(torch.finfo(shares.dtype).tiny)
             losses = outcomes[rows] * self._pair_loss(scores, -right)
             losses = losses + (1 - outcomes[rows]) * self._pair_loss(scores, right)
             total = (share * losses).sum()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Self
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 from scipy.special import log_expit
@@ -12,6 +13,7 @@ from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
 from prefkit.errors import OptionError, PrefkitError
+from prefkit.objectives import PreferenceStrength, preference_strength
 from prefkit.preference.estimator import PreferenceModel
 from prefkit.preference.inputs import Floats, outcomes_of, pairs_of, weights_of
 
@@ -51,10 +53,12 @@ class Ensemble(PreferenceModel):
         """
         if self.members < 2:
             raise OptionError(f"members must be at least 2, got {self.members}")
+        seeded = "seed" in self.estimator.get_params(deep=False)
+        if not seeded and not self.bootstrap:
+            raise OptionError("fits of a model without a seed to the same data are the same: set bootstrap=True")
         array = pairs_of(X)
         weights = weights_of(sample_weight, len(array))
         rng = np.random.default_rng(self.seed)
-        seeded = "seed" in self.estimator.get_params(deep=False)
         self.members_ = []
         for number in range(self.members):
             member = clone(self.estimator)
@@ -97,6 +101,54 @@ class Ensemble(PreferenceModel):
         """
         found: Floats = self.decisions(X, **given).std(axis=0, ddof=1)
         return found
+
+
+def vote_strength(
+    model: PreferenceModel,
+    X: Any,
+    y: ArrayLike | None = None,
+    *,
+    members: int = 10,
+    bootstrap: bool = False,
+    folds: int | None = None,
+    normalise: bool = False,
+    seed: int = 0,
+    **given: Any,
+) -> PreferenceStrength:
+    """The strength of each pair by a vote of several fits of one model.
+
+    Args:
+        model: what each member is a copy of. Without folds let it see the data once or twice: models that have
+            memorised the labels agree with all of them, the wrong ones included.
+        X: comparisons.
+        y: outcomes, 0.5 counting as preferred.
+        members: number of models, at least 2; see `Ensemble`.
+        bootstrap: fit each with random weights of the rows; otherwise they differ by their seeds, in order and first
+            weights.
+        folds: score each pair by models that were not trained on it, in so many folds.
+        normalise: see `preference_strength`.
+        seed: of the weights and the folds.
+        given: further arguments of the model, one entry a row.
+
+    Raises:
+        OptionError: members or folds is out of range, or the members would be the same.
+        PrefkitError: the data are wrong; names the row.
+    """
+    array = pairs_of(X)
+    n = len(array)
+    outcomes = outcomes_of(y, n)
+    if folds is not None and not 2 <= folds <= n:
+        raise OptionError(f"folds must be from 2 to {n}, got {folds}")
+    ensemble = Ensemble(model, members=members, bootstrap=bootstrap, seed=seed)
+    part = np.random.default_rng(seed).permutation(n) % (folds or 1)
+    ahead = np.empty((members, n))
+    for fold in range(folds or 1):
+        held = part == fold
+        train = held if folds is None else ~held
+        fitted = clone(ensemble).fit(array[train], outcomes[train], **take(given, train))
+        ahead[:, held] = fitted.decisions(array[held], **take(given, held))
+    scores = torch.from_numpy(np.where(outcomes >= 0.5, ahead, -ahead))
+    return preference_strength(scores, torch.zeros_like(scores), normalise=normalise)
 
 
 def fit_temperature(log_odds: ArrayLike, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None) -> float:

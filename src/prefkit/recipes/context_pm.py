@@ -17,7 +17,7 @@ from scipy.special import expit
 
 from prefkit.diagnostics import Interval, reversal_metrics
 from prefkit.preference import (
-    FeatureRewardModel,
+    RewardNetwork,
     decomposition_bound,
     infer_context,
     marginal_preference,
@@ -29,7 +29,7 @@ from prefkit.report.plots import Curve, Plot, curves
 FEATURES, CONTEXTS, PAIRS, TEST = 12, 6, 400, 2000
 SAMPLES, PEOPLE, HELD_OUT = (0, 1, 2, 4, 8, 16), 200, 20
 MODEL: Mapping[str, Any] = {
-    "layers": (64,),
+    "hidden": (64,),
     "activation": "tanh",
     "learning_rate": 5e-3,
     "weight_decay": 0.0,
@@ -43,8 +43,8 @@ def run(seed: int) -> Figures:
     rng = np.random.default_rng(seed)
     contexts = np.eye(CONTEXTS, FEATURES) + 0.3 * rng.standard_normal((CONTEXTS, FEATURES))
     train, test = reversals(PAIRS, contexts, rng), reversals(TEST, contexts, rng)
-    blind = FeatureRewardModel(**MODEL, random_state=seed).fit(*comparisons(*train))
-    reading = FeatureRewardModel(**MODEL, context_features=FEATURES, random_state=seed)
+    blind = RewardNetwork(**MODEL, seed=seed).fit(*comparisons(*train))
+    reading = RewardNetwork(**MODEL, context_features=FEATURES, seed=seed)
     reading.fit(*comparisons(*train, contexts=contexts))
 
     pairs, under = test
@@ -83,7 +83,7 @@ def comparisons(pairs: Floats, under: NDArray[np.int64], *, contexts: Floats | N
     return (both if contexts is None else with_contexts(both, contexts[under.T.reshape(-1)])), labels
 
 
-def given(model: FeatureRewardModel, pairs: Floats, contexts: Floats) -> list[Floats]:
+def given(model: RewardNetwork, pairs: Floats, contexts: Floats) -> list[Floats]:
     """Rewards of both responses of each pair, `[pairs, 2]`, under each of its contexts, which are features
     `[pairs, contexts, features]`."""
     sides = []
@@ -93,7 +93,7 @@ def given(model: FeatureRewardModel, pairs: Floats, contexts: Floats) -> list[Fl
     return sides
 
 
-def inferred(model: FeatureRewardModel, contexts: Floats, rng: np.random.Generator) -> Figures:
+def inferred(model: RewardNetwork, contexts: Floats, rng: np.random.Generator) -> Figures:
     """Accuracy for people whose context is unknown but for n choices of theirs, mixing over all contexts."""
     most = max(SAMPLES)
     right: dict[int, list[float]] = {n: [] for n in SAMPLES}
@@ -112,7 +112,7 @@ def inferred(model: FeatureRewardModel, contexts: Floats, rng: np.random.Generat
     return {f"inferred from {n}": float(np.mean(values)) for n, values in right.items()}
 
 
-def slack(model: FeatureRewardModel, pairs: Floats, contexts: Floats, rng: np.random.Generator) -> float:
+def slack(model: RewardNetwork, pairs: Floats, contexts: Floats, rng: np.random.Generator) -> float:
     """The least by which the bound of the error exceeds it, over pairs with random true and modelled contexts."""
     true, modelled = rng.dirichlet(np.ones(CONTEXTS), (2, len(pairs)))
     every = np.broadcast_to(contexts, (len(pairs), CONTEXTS, FEATURES))

@@ -15,7 +15,7 @@ from scipy.special import expit
 from scipy.stats import spearmanr
 
 from prefkit.diagnostics import Interval
-from prefkit.preference import FeatureRewardModel
+from prefkit.preference import RewardNetwork
 from prefkit.recipes.recipe import Claim, Experiment, Figures, Recipe
 from prefkit.report.plots import Curve, Plot, curves
 
@@ -23,9 +23,9 @@ UTILITY = 2 * np.array([2, 3, 0, 1, 1, 3, 0.5])
 NUISANCE, EMBEDDING, TEST = 32, 128, 3000
 SIZES = (50, 100, 200, 400, 800, 1600)
 MODELS: Mapping[str, Mapping[str, Any]] = {
-    "domain": {"layers": (), "learning_rate": 5e-2},
-    "domain, one hidden layer": {"layers": (5,), "learning_rate": 1e-2},
-    "text": {"layers": (32,), "learning_rate": 1e-2},
+    "domain": {"hidden": (), "learning_rate": 5e-2},
+    "domain, one hidden layer": {"hidden": (5,), "learning_rate": 1e-2},
+    "text": {"hidden": (32,), "learning_rate": 1e-2},
 }
 Floats = NDArray[np.float64]
 
@@ -52,7 +52,7 @@ def run(seed: int) -> Figures:
     for size in SIZES:
         for name, how in MODELS.items():
             train, test = (embedded, test_embedded) if name == "text" else (features, test_features)
-            model = FeatureRewardModel(**how, weight_decay=0.05, epochs=150, random_state=seed)
+            model = RewardNetwork(**how, weight_decay=0.05, epochs=150, seed=seed)
             model.fit(train[:size], first[:size])
             figures[f"{name} {size}"] = model.score(test, test_first)
             if name == "domain":
@@ -108,6 +108,11 @@ RECIPE = Recipe(
     title="Reward models over expert features of a domain",
     year=2024,
     paper="arXiv 2402.15473",
-    parts={"model": {"layers": [6, 4, 2], "activation": "relu", "weight_decay": 0.05, "batch_size": 32}},
+    parts={
+        "model": {
+            **{"hidden": [6, 4, 2], "activation": "relu", "inner_activation": None},
+            **{"weight_decay": 0.05, "batch_size": 32},
+        }
+    },
     experiment=Experiment(run, CLAIMS, plot, seeds=5, quick_seeds=2),
 )

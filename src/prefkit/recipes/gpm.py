@@ -34,7 +34,7 @@ STEPS = (50, 200, 800, 3200)
 
 
 def models(seed: int) -> dict[str, NetworkModel]:
-    """The models that are compared: one hidden layer of 32, 300 steps of Adam on all pairs."""
+    """The models that are compared: one hidden layer of 32, 300 updates of Adam on all pairs."""
     return {
         "BT": RewardNetwork(seed=seed),
         **{f"GPM {dim}": GeneralPreference(dim=dim, seed=seed) for dim in DIMENSIONS},

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from prefkit.diagnostics import Interval
 from prefkit.objectives import flip_weakest, strength_groups
-from prefkit.preference import FeatureRewardModel, vote_strength
+from prefkit.preference import RewardNetwork, vote_strength
 from prefkit.recipes.recipe import Claim, Experiment, Figures, Recipe
 from prefkit.report.plots import Plot, bars
 
 FEATURES, PAIRS, TEST, NOISE = 20, 1500, 3000, 0.25
 MEMBERS, VOTE_EPOCHS, EPOCHS, FLIPPED, ALPHA, GROUPS = 10, 2, 12, 0.2, 0.2, 5
 MODEL: Mapping[str, Any] = {
-    "layers": (64,),
+    "hidden": (64,),
     "activation": "relu",
     "learning_rate": 3e-3,
     "weight_decay": 0.0,
@@ -41,10 +41,10 @@ def run(seed: int) -> Figures:
     labelled = np.where(first[:, None, None], pairs, pairs[:, ::-1])
     wrong = np.where(first, ahead, -ahead) < 0
 
-    def model(**how: Any) -> FeatureRewardModel:
-        return FeatureRewardModel(**{**MODEL, "epochs": EPOCHS, "random_state": seed, **how})
+    def model(**how: Any) -> RewardNetwork:
+        return RewardNetwork(**{**MODEL, "epochs": EPOCHS, "seed": seed, **how})
 
-    strength = vote_strength(model(epochs=VOTE_EPOCHS), labelled, members=MEMBERS, random_state=seed).mean
+    strength = vote_strength(model(epochs=VOTE_EPOCHS), labelled, members=MEMBERS).mean
     groups = strength_groups(strength, GROUPS).numpy()
     flips = flip_weakest(strength, fraction=FLIPPED)
     flipped = np.where(flips.mask.numpy()[:, None, None], labelled[:, ::-1], labelled)

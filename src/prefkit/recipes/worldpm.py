@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from prefkit.diagnostics import Interval, phi, scaling_fit, style_control
-from prefkit.preference import FeatureRewardModel
+from prefkit.preference import RewardNetwork
 from prefkit.recipes.recipe import Claim, Experiment, Figures, Recipe
 from prefkit.report.plots import Curve, Plot, curves
 
@@ -67,9 +67,9 @@ def run(seed: int) -> Figures:
 
     figures: dict[str, float] = {}
     for size in SIZES:
-        model = FeatureRewardModel(
-            learning_rate=3e-3, weight_decay=0.0, epochs=1, batch_size=64, zero_start=True, random_state=seed
-        ).fit(training.pairs[:size], training.first[:size])
+        model = RewardNetwork(hidden=(), learning_rate=3e-3, epochs=1, batch_size=64, zero_start=True, seed=seed).fit(
+            training.pairs[:size], training.first[:size]
+        )
         ahead = {name: model.decision_function(test.pairs) for name, test in tests.items()}
         for name, test in tests.items():
             figures[f"{name} {size}"] = float(np.logaddexp(0, -np.where(test.first == 1, 1, -1) * ahead[name]).mean())
