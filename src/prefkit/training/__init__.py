@@ -1,6 +1,5 @@
 """Training: one fit from comparisons to a model, in a run folder that survives whatever happens to it."""
 
-from prefkit.training import checkpoints
 from prefkit.training.curriculum import CurriculumOptions, CurriculumResult, fit_curriculum, make_stages
 from prefkit.training.data import TrainingData, prepare
 from prefkit.training.fit import FitResult, fit, go_back, interruptible, open_run, write_model
@@ -22,7 +21,6 @@ __all__ = [
     "Run",
     "TrainingData",
     "TrainingOptions",
-    "checkpoints",
     "fit",
     "fit_curriculum",
     "go_back",

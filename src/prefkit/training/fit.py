@@ -252,6 +252,7 @@ def _arguments(options: TrainingOptions, run: Run, evaluate: bool) -> TrainingAr
         logging_nan_inf_filter=False,
         **further,
     )
+    processes.leave_at_exit()
     if options.fsdp and processes.count() == 1:
         raise OptionError("training.fsdp shards a model over several processes: start them with torchrun")
     if arguments.world_size != processes.count():

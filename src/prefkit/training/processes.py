@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -30,6 +31,21 @@ def device() -> torch.device:
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     # A run's processes have not met yet when its first pictures are drawn; the launcher has said who is who.
     return torch.device("cpu") if found is None else torch.device(found.type, int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def leave_at_exit() -> None:
+    """Part from the other processes before the interpreter ends.
+
+    Otherwise a thread of the group can outlive it, which aborts the process now and then; the launcher then ends the
+    other processes, too, whatever they are still writing.
+    """
+    atexit.unregister(_leave)
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def wait() -> None:
