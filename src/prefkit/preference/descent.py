@@ -41,7 +41,7 @@ def minimise_by_gradient(
         rows: number of rows.
         steps: updates.
         batch_size: rows an update at most, see `batches`; None for all.
-        seed: of the shuffling.
+        seed: of the shuffling and of dropout.
         device: where the rows lie.
         betas: of AdamW.
         warmup: share of the updates over which the learning rate rises.
@@ -69,15 +69,16 @@ def minimise_by_gradient(
                 yield from torch.randperm(rows, generator=generator).to(device).tensor_split(parts)
 
     history = []
-    for _, batch in zip(range(steps), drawn(), strict=False):
-        optimiser.zero_grad()
-        value = loss(batch)
-        value.backward()  # type: ignore[no-untyped-call]  # torch's annotation is incomplete
-        if clip is not None:
-            nn.utils.clip_grad_norm_(parameters, clip)
-        optimiser.step()
-        rates.step()
-        history.append(float(value.detach()))
+    with seeded_region(seed + 1):  # dropout draws from the global generator
+        for _, batch in zip(range(steps), drawn(), strict=False):
+            optimiser.zero_grad()
+            value = loss(batch)
+            value.backward()  # type: ignore[no-untyped-call]  # torch's annotation is incomplete
+            if clip is not None:
+                nn.utils.clip_grad_norm_(parameters, clip)
+            optimiser.step()
+            rates.step()
+            history.append(float(value.detach()))
     if history and not np.isfinite(history[-1]):
         raise PrefkitError("the fit diverged: its loss is not finite; lower learning_rate")
     return history

@@ -148,20 +148,19 @@ class NetworkModel(PreferenceModel):
 
         self.module_.train()
         parameters = {"params": list(self.module_.parameters()), "lr": self.learning_rate}
-        with seeded_region(self.seed + 1):  # dropout draws from the global generator
-            self.loss_curve_ = minimise_by_gradient(
-                [{**parameters, "weight_decay": self.weight_decay}],
-                loss,
-                len(kept),
-                steps=self.epochs * batches(len(kept), self.batch_size),
-                batch_size=self.batch_size,
-                seed=self.seed,
-                device=self.device,
-                betas=self.betas,
-                warmup=self.warmup,
-                schedule=self.schedule,
-                clip=self.clip,
-            )
+        self.loss_curve_ = minimise_by_gradient(
+            [{**parameters, "weight_decay": self.weight_decay}],
+            loss,
+            len(kept),
+            steps=self.epochs * batches(len(kept), self.batch_size),
+            batch_size=self.batch_size,
+            seed=self.seed,
+            device=self.device,
+            betas=self.betas,
+            warmup=self.warmup,
+            schedule=self.schedule,
+            clip=self.clip,
+        )
         self.module_.eval()
         return self
 
