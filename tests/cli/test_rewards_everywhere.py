@@ -107,7 +107,7 @@ def test_what_compares_has_no_reward_of_one_response(pairs: Path, tmp_path: Path
     own = (
         "model.kind=preference",
         "model.estimator=general_preference",
-        "model.steps=5",
+        "model.epochs=5",
         "features.size=20",
         "folds=2",
     )
