@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -93,6 +93,10 @@ def record(*responses: str, prompt: str = "p") -> dict[str, Any]:
     return {"prompt": prompt, "responses": list(responses)}
 
 
+def said(**message: Any) -> dict[str, Any]:
+    return {"prompt": [message], "responses": ["a"]}
+
+
 def test_every_shape_gives_the_models_rewards() -> None:
     with served(Lengths()) as (address, _):
         asked = {
@@ -171,6 +175,16 @@ def test_malformed_requests_among_good_ones_are_refused_and_the_good_ones_answer
         ({"records": [record("a", " ")]}, "rewards", 422, "record 0: field 'responses': response 1 is empty"),
         ({"records": [{"prompt": "p", "responses": ["a"], "answer": 1}]}, "rewards", 422, "unknown option"),
         (b'{"records": [{"prompt": NaN, "responses": ["a"]}]}', "rewards", 422, "records.0.prompt"),
+        (b'{"records": [{"prompt": "\\ud800", "responses": ["a"]}]}', "rewards", 400, "surrogates not allowed"),
+        (
+            {"records": [record("a"), said(content="x")]},
+            "rewards",
+            422,
+            "record 1: field 'prompt': a message needs a role",
+        ),
+        ({"records": [said(role="user")]}, "rewards", 422, "record 0: field 'prompt': a message needs content"),
+        ({"records": [said(role="user", content=math.nan)]}, "rewards", 422, "text or a list of parts, got nan"),
+        ({"records": [said(role="user", content=["x"])]}, "rewards", 422, "text or a list of parts, got ['x']"),
         ({"records": [record("a")] * 9}, "rewards", 422, "records must be at most 8, got 9"),
         ({"records": [record(*"abcdef")]}, "rewards", 422, "responses of record 0 must be at most 5, got 6"),
         ({"records": [record("a" * 301)]}, "rewards", 422, "characters of a text of record 0 must be at most 300"),
@@ -279,6 +293,90 @@ def test_the_client_gives_what_the_server_says_and_sets_aside_what_it_refuses() 
         list(remote(pairs, []))
     with pytest.raises(OptionError, match="must begin with http"):
         RemoteReward("localhost:8000")
+
+
+def test_comparisons_of_several_prompts_are_set_aside_and_the_others_scored() -> None:
+    joint = Comparison(("p", "q"), ("a", "bb"), Ratings((0.0, 1.0)), source="f.jsonl", line=1)
+    pair = Comparison.pair("p", "a", "bb", source="f.jsonl", line=2)
+    skipped: list[RecordError] = []
+    with served(Lengths()) as (address, _):
+        assert list(RemoteReward(address)([joint, pair], skipped)) == [(pair, [1.0, 2.0])]
+        assert list(RemoteReward(address)([joint], skipped)) == []
+    assert [str(error) for error in skipped] == [
+        "f.jsonl:1: field 'prompts': a server scores responses to one prompt"
+    ] * 2
+
+
+@contextmanager
+def answering(*parts: bytes, pause: float = 0.0) -> Iterator[str]:
+    """A server that answers one request with these bytes, whatever is asked."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            line, _ = server.accept()
+            with line, suppress(OSError):
+                asked = b""
+                while b"responses" not in asked:
+                    asked += line.recv(65536)
+                for part in parts:
+                    line.sendall(part)
+                    time.sleep(pause)
+                line.shutdown(socket.SHUT_WR)
+                line.recv(1)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        thread.join()
+
+
+def http(status: str, body: bytes, *headers: str) -> bytes:
+    return "\r\n".join([f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers, "", ""]).encode() + body
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (http("200 OK", b'{"rewards": [1.0]}'), "without one finite reward a response"),
+        (http("200 OK", b'{"rewards": [[1.0]]}'), "without one finite reward a response"),
+        (http("200 OK", b'{"rewards": [["a", "b"]]}'), "without one finite reward a response"),
+        (http("200 OK", b'{"rewards": [[null, 1]]}'), "without one finite reward a response"),
+        (http("200 OK", b'{"rewards": [[NaN, 1]]}'), "without one finite reward a response"),
+        (http("200 OK", b'{"rewards": [[true, 1]]}'), "without one finite reward a response"),
+        (http("200 OK", b"<html>"), "neither rewards nor what is wrong: .*<html>"),
+        (http("422 No", b'{"problems": ["x"]}'), "neither rewards nor what is wrong"),
+        (http("422 No", b'{"problems": [{"record": 1, "problem": "x"}]}'), "neither rewards nor what is wrong"),
+        (http("500 Broken", b""), "answered 500"),
+        (b"garbage\r\n\r\n", "cannot be reached: garbage"),
+        (b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"rew', 'what is wrong: .*"rew'),
+    ],
+)
+def test_answers_that_are_no_rewards_are_errors(answer: bytes, message: str) -> None:
+    with answering(answer) as address, pytest.raises(PrefkitError, match=message):
+        list(RemoteReward(address, timeout=5)([Comparison.pair("p", "a", "bb")], []))
+
+
+def test_a_token_does_not_follow_a_redirect() -> None:
+    moved = http("302 Found", b"", "Location: http://127.0.0.1:1/rewards")
+    with answering(moved) as address, pytest.raises(PrefkitError, match="answered 302: Found"):
+        list(RemoteReward(address, token="secret")([Comparison.pair("p", "a", "bb")], []))
+
+
+def test_an_answer_that_trickles_is_given_up() -> None:
+    slow = [http("200 OK", b" " * 40)[:-40], *[b" "] * 40]
+    with answering(*slow, pause=0.05) as address, pytest.raises(PrefkitError, match="the answer was not whole"):
+        list(RemoteReward(address, timeout=0.2)([Comparison.pair("p", "a", "bb")], []))
+
+
+@pytest.mark.parametrize("address", ["http://", "http://host:port", "http://host:0", "http://ho st", "http://[::1"])
+def test_addresses_that_name_no_server_are_refused(address: str) -> None:
+    with pytest.raises(OptionError, match="is no address"):
+        RemoteReward(address)
+
+
+def test_a_token_that_no_header_can_hold_is_refused() -> None:
+    with pytest.raises(OptionError, match="printable ASCII"):
+        RemoteReward("http://host", token="a\nb")
 
 
 def test_a_busy_server_is_asked_again() -> None:

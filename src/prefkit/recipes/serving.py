@@ -38,6 +38,9 @@ logger = logging.getLogger("prefkit")
 Rewards: TypeAlias = list[list[float]]
 """Of each record, a reward a response."""
 
+Said: TypeAlias = str | list[dict[str, Any]]
+"""A prompt or response of a request: text, or messages."""
+
 Body = TypeVar("Body", bound=Options)
 
 
@@ -176,8 +179,8 @@ class Batcher:
 
 
 class _Record(Options):
-    prompt: str | list[dict[str, Any]]
-    responses: list[str | list[dict[str, Any]]] = Field(min_length=1)
+    prompt: Said
+    responses: list[Said] = Field(min_length=1)
     annotator: str | None = None
 
 
@@ -229,14 +232,24 @@ def _listed(text: str | list[str]) -> list[str]:
     return [text] if isinstance(text, str) else text
 
 
-def _text(value: str | list[dict[str, Any]]) -> Text:
-    return value if isinstance(value, str) else tuple(value)
+def _text(said: Said, field: str) -> Text:
+    if isinstance(said, str):
+        return said
+    for message in said:
+        content = message.get("content")
+        if not isinstance(message.get("role"), str):
+            raise RecordError(f"a message needs a role, got {message.get('role')!r:.100}", field=field)
+        parts = isinstance(content, list) and all(isinstance(part, dict) for part in content)
+        if not (isinstance(content, str) or parts or (content is None and message.get("tool_calls"))):
+            raise RecordError(f"a message needs content, text or a list of parts, got {content!r:.100}", field=field)
+    return tuple({"content": None, **message} for message in said)
 
 
-def _record(prompt: Text, responses: Sequence[Text], annotator: str | None = None) -> Comparison:
+def _record(prompt: Said, responses: Sequence[Said], annotator: str | None = None) -> Comparison:
     alone = len(responses) == 1
     judgement = Label(True) if alone else Ratings((0.0,) * len(responses))
-    return Comparison((prompt,), tuple(responses), judgement, annotator=annotator)
+    texts = tuple(_text(response, "responses") for response in responses)
+    return Comparison((_text(prompt, "prompt"),), texts, judgement, annotator=annotator)
 
 
 class Refusal(Exception):
@@ -289,9 +302,7 @@ class RewardServer:
 
     async def _records(self, body: bytes) -> dict[str, Any]:
         asked = _parsed(_Records, body)
-        rewards = await self._rewards(
-            [(_text(r.prompt), list(map(_text, r.responses)), r.annotator) for r in asked.records]
-        )
+        rewards = await self._rewards([(r.prompt, r.responses, r.annotator) for r in asked.records])
         return {"rewards": rewards, "model": self._model}
 
     async def _queries(self, body: bytes) -> dict[str, Any]:
@@ -324,7 +335,7 @@ class RewardServer:
         }
         return [rewards[place] for place in range(len(responses))]
 
-    async def _rewards(self, asked: Sequence[tuple[Text, list[Text], str | None]]) -> Rewards:
+    async def _rewards(self, asked: Sequence[tuple[Said, Sequence[Said], str | None]]) -> Rewards:
         limits = self.options
         _check("records", len(asked), limits.records)
         records, wrong = [], []
@@ -397,6 +408,8 @@ class RewardServer:
 def _parsed(shape: type[Body], body: bytes) -> Body:
     try:
         values = json.loads(body)
+        # Half of a surrogate pair passes for JSON but is no text: no tokenizer takes it, and no answer could name it.
+        json.dumps(values, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise Refusal(400, f"the request is not JSON: {error}") from error
     if not isinstance(values, dict):
