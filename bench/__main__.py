@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+import prefkit
 from bench import diffusion, strengths
 from bench.objectives import costs
 from bench.profile import profile
@@ -208,8 +209,11 @@ def _workload(name: str, yardstick: Path) -> Path:
 
 def _run(command: list[Any]) -> dict[str, Any]:
     """Run a program and read its last line. Caches are new for each run: the peer's ignores the precision."""
+    # The peer's environment sees what is installed in this one, but not what is installed as a link to its sources.
+    sources = os.pathsep.join(filter(None, (str(Path(prefkit.__file__).parents[1]), os.environ.get("PYTHONPATH"))))
     with tempfile.TemporaryDirectory() as cache:
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": cache, "PREFKIT_CACHE": cache}
+        environment["PYTHONPATH"] = sources
         done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, cwd=HERE.parent)
     if done.returncode != 0:
         sys.exit(f"{' '.join(map(str, command))} failed:\n{done.stderr[-4000:]}")
