@@ -30,6 +30,10 @@ class RecordError(PrefkitError):
         self.problem, self.field, self.source, self.line = problem, field, source, line
         super().__init__(problem)
 
+    def to_dict(self) -> dict[str, str | int | None]:
+        """The problem and its place, as files of what was set aside hold them."""
+        return {"source": self.source, "line": self.line, "field": self.field, "problem": self.problem}
+
     def __str__(self) -> str:
         place = ":".join(str(part) for part in (self.source, self.line) if part is not None)
         named = f"field '{self.field}': " if self.field else ""

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.torchrun import TORCHRUN
 
 from prefkit.training import Run
 
@@ -17,7 +18,6 @@ SETTINGS = [
     *("--set", "training.progress=false", "--set", "training.save_every=0", "--set", "training.eval_every=100"),
     *("--set", "report.samples=0", "--set", "data.limit=64"),
 ]
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 def train(folder: Path, *more: str, launcher: tuple[str, ...] = ()) -> Run:
@@ -37,6 +37,6 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     assert len(expected) == 3
     assert expected[-1] != pytest.approx(expected[0], abs=1e-3)
     for name, more in (("ddp", ()), ("fsdp", ("training.fsdp=true",))):
-        several = train(tmp_path / name, "training.batch_size=4", *more, launcher=tuple(TORCHRUN))
+        several = train(tmp_path / name, "training.batch_size=4", *more, launcher=TORCHRUN)
         assert [line["loss"] for line in several.metrics if "loss" in line] == pytest.approx(expected, abs=1e-5), name
         assert (several.model / "model.safetensors").is_file()

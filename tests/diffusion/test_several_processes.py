@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from prefkit import diffusion as d
 from prefkit.training import Run, processes
 from tests.diffusion import tiny_pipelines as tiny
 from tests.diffusion.test_pipelines import command, parquet, settings
+from tests.torchrun import in_two_processes
 
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
 SETTINGS: dict[str, Any] = {
     "training__epochs": 2, "training__log_every": 1, "training__progress": False,
     "model__scores__draws": 1, "report__samples": 1, "report__steps": 2, "objective__beta": 20.0,
@@ -54,16 +53,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
     tiny.saved("sd", folder / "pipeline")
     parquet(folder, ROWS)
-    started = subprocess.run(
-        [sys.executable, *TORCHRUN, "tests.diffusion.test_several_processes", folder],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert started.returncode == 0, started.stderr[-4000:]
+    in_two_processes("tests.diffusion.test_several_processes", folder)
     train(folder, "one", **FULL, training__batch_size=4)
     train(folder, "one-lora", **LORA, training__batch_size=4)
     return folder

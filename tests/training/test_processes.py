@@ -3,35 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.torchrun import in_two_processes
 from tests.training.processes_worker import train
 
 from prefkit.training import Run
-
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All fits in two processes, and beside them the same in one."""
     folder = tmp_path_factory.mktemp("processes")
-    started = subprocess.run(
-        [sys.executable, *TORCHRUN, "tests.training.processes_worker", folder],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert started.returncode == 0, started.stderr[-4000:]
+    in_two_processes("tests.training.processes_worker", folder)
     train(folder, "one", batch_size=4)
     train(folder, "one-kto", objective="kto", batch_size=4)
     return folder

@@ -7,7 +7,6 @@ from prefkit.diffusion.demonstrations import RankedDemonstrations
 from prefkit.diffusion.drawing import draw_images, fill_holes
 from prefkit.diffusion.embedding import ImageEmbedder, load_embedder
 from prefkit.diffusion.feedback import Exchanged, ImageScorer, Rescored, WinRate, clip_scorer, make_scorer, win_rate_of
-from prefkit.diffusion.followers import moving
 from prefkit.diffusion.guidance import (
     NegativeGuidance,
     guidance_variance,
@@ -186,7 +185,6 @@ __all__ = [
     "median_win_rate",
     "merge_negative_weights",
     "move",
-    "moving",
     "noised",
     "normalised_advantages",
     "npo_dpo_loss",

@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from prefkit.diffusion.followers import follower, moving, restore, state_of
+from prefkit.diffusion.followers import follower, restore, state_of
 from prefkit.diffusion.losses import denoising_error, dro_loss, dro_unclipped_loss
 from prefkit.diffusion.sampling import TrajectoryBuffer, ema_decay, predicting_noise, sample
 from prefkit.diffusion.schedules import Schedule
 from prefkit.errors import OptionError
+from prefkit.objectives import moving
 
 Predictor = Callable[..., Tensor]
 

@@ -14,18 +14,12 @@ def follower(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).requires_grad_(False).eval()
 
 
-def moving(model: nn.Module) -> list[str]:
-    """Names of what changes in training: weights that take gradients, and buffers that are saved."""
-    saved = model.state_dict(keep_vars=True)
-    return [name for name, tensor in saved.items() if not isinstance(tensor, nn.Parameter) or tensor.requires_grad]
-
-
 def state_of(copies: Mapping[str, nn.Module], names: Iterable[str]) -> dict[str, Tensor]:
     """Tensors of several copies of one model, each under the name of its copy.
 
     Args:
         copies: by name.
-        names: which tensors, see `moving`.
+        names: which tensors, see `prefkit.objectives.moving`.
     """
     found, kept = {}, list(names)
     for title, each in copies.items():

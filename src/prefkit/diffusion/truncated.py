@@ -14,12 +14,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from prefkit.diffusion.followers import follower, moving, restore, state_of
+from prefkit.diffusion.followers import follower, restore, state_of
 from prefkit.diffusion.guidance import guided
 from prefkit.diffusion.inversion import reparametrised_x0
 from prefkit.diffusion.sampling import NoiseModel, move, predicting_noise
 from prefkit.diffusion.schedules import Schedule, expand
 from prefkit.errors import OptionError, unknown
+from prefkit.objectives import moving
 
 
 class Rollout(NamedTuple):

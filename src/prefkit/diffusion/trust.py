@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from prefkit.diffusion.followers import follower, moving, restore, state_of
+from prefkit.diffusion.followers import follower, restore, state_of
 from prefkit.diffusion.sampling import Trajectory, Transition, ddim_step_with_logprob, predicting_noise, sample
 from prefkit.diffusion.schedules import Schedule
 from prefkit.errors import OptionError, unknown
+from prefkit.objectives import moving
 
 
 class RewardUncertainty:

@@ -149,6 +149,7 @@ from prefkit.objectives.scorer import (
     Scorer,
     TemporalResidual,
     encode_all,
+    moving,
     score_all,
 )
 from prefkit.objectives.scores import (
@@ -347,6 +348,7 @@ __all__ = [
     "mean_reliabilities",
     "meta_step",
     "metarm_difference",
+    "moving",
     "moving_reliabilities",
     "nca",
     "normalise_values",

@@ -266,3 +266,14 @@ def score_all(
             factors=None if scores.factors is None else scores.factors.float().cpu(),
             members=None if scores.members is None else scores.members.float().cpu(),
         )
+
+
+def moving(module: nn.Module) -> list[str]:
+    """Names of what changes in training: weights that take gradients, and buffers that are saved.
+
+    Args:
+        module: a scorer, or its model. A weight that stands in two places is named once.
+    """
+    saved = module.state_dict(keep_vars=True)
+    weights = [name for name, weight in module.named_parameters() if weight.requires_grad]
+    return weights + [name for name, tensor in saved.items() if not isinstance(tensor, nn.Parameter)]

@@ -24,10 +24,10 @@ from prefkit.diffusion import (
     RankedDemonstrations,
     TruncatedFineTuning,
     caption_of,
-    moving,
     select_experts,
 )
 from prefkit.errors import OptionError, PrefkitError, RecordError
+from prefkit.objectives import moving
 from prefkit.options import Options
 from prefkit.training import FitResult, Run, TrainingOptions, checkpoints, go_back, interruptible, open_run, write_model
 from prefkit.training.storage import explaining
@@ -231,7 +231,7 @@ def repeat(
     seconds = time.perf_counter() - begun
     loop.finish()
     write_model(run, scorer.save)
-    lines = [{"source": bad.source, "line": bad.line, "field": bad.field, "problem": bad.problem} for bad in skipped]
+    lines = [bad.to_dict() for bad in skipped]
     (run.folder / "skipped.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return FitResult(run, options.max_steps, seconds, rows, len(skipped), run.metrics[-1])
 

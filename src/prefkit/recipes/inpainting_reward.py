@@ -144,7 +144,7 @@ def run_inpainting_reward(config: InpaintingRewardConfig) -> InpaintingRewardRes
     table = _measured(judge, held_out._replace(score=(held_out.score - mean) / std), config.model.loss)
     run.model.mkdir(parents=True, exist_ok=True)
     judge.save(run.model)
-    aside = [{"source": bad.source, "line": bad.line, "field": bad.field, "problem": bad.problem} for bad in skipped]
+    aside = [bad.to_dict() for bad in skipped]
     write_text(run.folder / "skipped.jsonl", "".join(json.dumps(line) + "\n" for line in aside))
     report = run_report(
         f"Reward of fillings on {config.data.path}",

@@ -24,14 +24,12 @@ from prefkit.language import (
     ModelOptions,
     RewardScorer,
     is_reward_model,
-    load_reward,
-    load_scorer,
 )
 from prefkit.objectives import encode_all, score_all
 from prefkit.preference import DomainReward
 from prefkit.recipes.preferences import TextPreference, is_preference_model, load_preference, preference_rewards
 from prefkit.recipes.remote import RemoteReward, is_address
-from prefkit.training import processes
+from prefkit.recipes.run import load
 
 Measured: TypeAlias = Literal["reward", "implicit", "likelihood", "judge", "followups"]
 """What of a model ranks responses: its reward; the log-ratio to its reference; the log-likelihood; its verdicts; the
@@ -68,8 +66,7 @@ def load_language(
     encoding = EncodingOptions.parse({"max_length": max_length, "too_long": too_long}, "encoding")
     if is_reward_model(model):
         options = options.model_copy(update={"kind": "reward"})
-        return load_reward(options, encoding).to(processes.device()).eval()
-    return load_scorer(options, encoding).to(processes.device()).eval()
+    return load(options, encoding).eval()
 
 
 def load_ranking(

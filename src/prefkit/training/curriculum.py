@@ -197,10 +197,7 @@ def _finish(run: Run, results: Sequence[FitResult], skipped: Sequence[RecordErro
     for number, result in enumerate(results, 1):
         lines += [{**line, "stage": number, "step": steps + line["step"]} for line in result.run.metrics]
         steps += result.steps
-    aside: list[dict[str, Any]] = [
-        {"source": error.source, "line": error.line, "field": error.field, "problem": error.problem}
-        for error in skipped
-    ]
+    aside: list[dict[str, Any]] = [error.to_dict() for error in skipped]
     aside += [line for result in results for line in result.run.skipped]
     with explaining(run.folder, "free some space and resume the run"):
         for name, content in (("metrics.jsonl", lines), ("skipped.jsonl", aside)):

@@ -330,8 +330,7 @@ class _Aside:
         self.count += 1
         self._first = self._first or str(error)
         if self._file is not None:
-            line = {"source": error.source, "line": error.line, "field": error.field, "problem": error.problem}
-            self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            self._file.write(json.dumps(error.to_dict(), ensure_ascii=False) + "\n")
 
     def check_left(self, rows: int) -> None:
         """Complain if nothing is left to train on."""

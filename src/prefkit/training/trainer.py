@@ -34,7 +34,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_utils import EvalLoopOutput
 
 from prefkit.errors import PrefkitError
-from prefkit.objectives import SCORED, DrawsNoise, GroupsWeights, Objective, ResponseScores, Scorer
+from prefkit.objectives import SCORED, DrawsNoise, GroupsWeights, Objective, ResponseScores, Scorer, moving
 from prefkit.training import checkpoints, processes
 from prefkit.training.data import Batch, Batches, TrainingData
 from prefkit.training.meta import MetaLearning
@@ -344,7 +344,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is untyp
         folder = Path(output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         weights = self.model.state_dict() if state_dict is None else state_dict
-        save_file({name: weights[name].contiguous() for name in _trained(self.model)}, folder / _WEIGHTS)
+        save_file({name: weights[name].contiguous() for name in moving(self.model)}, folder / _WEIGHTS)
         state = {f"objective.{name}": tensor for name, tensor in self.objective.state_dict().items()}
         if self._window is not None:
             state["meter"] = self._window
@@ -354,7 +354,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]  # transformers is untyp
         folder = Path(resume_from_checkpoint)
         weights = load_file(folder / _WEIGHTS)
         model = self.model if model is None else model
-        if set(weights) != set(_trained(model)):
+        if set(weights) != set(moving(model)):
             raise PrefkitError(f"{folder} holds other weights than the model that is to be trained")
         set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, strict=False))
         state = load_file(folder / _STATE)
@@ -427,10 +427,3 @@ def _with_reference(scores: ResponseScores, batch: Batch) -> ResponseScores:
     if tokens is not None and batch["ref_token_logps"] is not None:
         tokens = replace(tokens, ref_logps=batch["ref_token_logps"])
     return replace(scores, ref_logps=batch["ref_logps"], tokens=tokens)
-
-
-def _trained(model: nn.Module) -> list[str]:
-    """Names of what changes in training: weights that take gradients, and buffers that are saved."""
-    saved = model.state_dict(keep_vars=True)
-    weights = [name for name, weight in model.named_parameters() if weight.requires_grad]
-    return weights + [name for name, tensor in saved.items() if not isinstance(tensor, nn.Parameter)]
