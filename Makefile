@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/prefkit demo
 
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check src tests scripts bench
