@@ -249,6 +249,7 @@ def evaluate(
     from prefkit.comparisons import load_comparisons
     from prefkit.language import LanguageScorer, RewardScorer
     from prefkit.recipes.preferences import is_preference_model
+    from prefkit.recipes.remote import is_address
     from prefkit.recipes.rewarding import load_ranking, scored_by, what_ranks
 
     if sum((benchmark is not None, contexts is not None, style)) > 1:
@@ -284,10 +285,8 @@ def evaluate(
         _list_skipped(Console(), found.skipped, comparisons)
         return
     if not isinstance(ranked, LanguageScorer | RewardScorer):
-        raise OptionError(
-            "a reward on features is measured with --benchmark, --contexts or --style; `prefkit features fit` measures "
-            "it on held-out prompts"
-        )
+        kind = "a served reward" if is_address(model) else "a reward on features"
+        raise OptionError(f"{kind} is measured with --benchmark, --contexts or --style")
     comparisons = load_comparisons(file, format=data_format, limit=limit)
     rewards = isinstance(ranked, RewardScorer)
     if report is not None and not rewards:

@@ -67,6 +67,7 @@ from prefkit.objectives.judging import (
     baseline_strengths,
     judge_matrix,
     judged_comparisons,
+    pairs_of_ranking,
     ranked_pairs,
 )
 from prefkit.objectives.latent import (
@@ -358,6 +359,7 @@ __all__ = [
     "optimal_policy_and_value",
     "orpo_loss",
     "pair_odds",
+    "pairs_of_ranking",
     "pearson_loss",
     "plackett_luce_loss",
     "pool_hidden",

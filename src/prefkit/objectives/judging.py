@@ -151,8 +151,7 @@ def ranked_pairs(
     ranking = torch.argsort(strengths, descending=True, stable=True)
     if scheme == "vs_baseline":
         return _against(strengths, ranking, matrix, baseline)
-    order = ranking.tolist()
-    pairs = torch.tensor([(order[a], order[b]) for a, b in _ranks(count, scheme)], device=judged.device)
+    pairs = pairs_of_ranking(ranking, scheme)
     higher, lower = pairs.unbind(1)
     if matrix is not None and label == "pairwise":
         return RankedPairs(strengths, ranking, pairs, matrix[higher, lower])
@@ -161,6 +160,24 @@ def ranked_pairs(
         logits = torch.logit(strengths.clamp(clip, 1 - clip))
         gap = logits[higher] - logits[lower]
     return RankedPairs(strengths, ranking, pairs, (1 + gap) / 2 if label == "gap" else torch.sigmoid(gap))
+
+
+def pairs_of_ranking(ranking: Int[Tensor, " k"], scheme: PairScheme = "all") -> Int[Tensor, "n 2"]:
+    """Which responses of a ranking are compared: places of the higher and of the lower one of each pair.
+
+    Args:
+        ranking: places of at least two responses, the best first.
+        scheme: which pairs; not "vs_baseline", which needs to know how strong the baseline is.
+
+    Raises:
+        OptionError: the scheme is unknown or "vs_baseline".
+    """
+    schemes = [known for known in _SCHEMES if known != "vs_baseline"]
+    if scheme not in schemes:
+        raise OptionError(unknown("scheme of pairs", scheme, schemes))
+    order = ranking.tolist()
+    pairs = [(order[high], order[low]) for high, low in _ranks(len(order), scheme)]
+    return torch.tensor(pairs, device=ranking.device)
 
 
 def _against(strengths: Tensor, ranking: Tensor, matrix: Tensor | None, baseline: int | None) -> RankedPairs:

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from prefkit.comparisons import Comparison, Ratings, Text, Winner
 from prefkit.errors import OptionError, PrefkitError, RecordError
-from prefkit.objectives import PairScheme, ranked_pairs
+from prefkit.objectives import PairScheme, pairs_of_ranking
 
 
 def best_of_n(scores: ArrayLike) -> int:
@@ -77,7 +77,7 @@ def mined_comparisons(
 
     Args:
         comparisons: with `extra["rewards"]`, one a response; their judgements are not looked at.
-        scheme: which pairs; see `prefkit.objectives.PairScheme`.
+        scheme: which pairs; see `prefkit.objectives.pairs_of_ranking`. Equal rewards are ranked by place.
         min_gap: a pair's rewards are further apart than this, at least 0. Equal rewards never make a pair.
 
     Yields:
@@ -100,8 +100,8 @@ def mined_comparisons(
             raise _at(comparison, f"rewards must be numbers, got {rewards}") from error
         if len(rewards) < 2 or not bool(table.isfinite().all()):
             raise _at(comparison, f"rewards must be finite numbers of at least 2 responses, got {rewards}")
-        chances = torch.sigmoid(table[:, None] - table)
-        for higher, lower in ranked_pairs(chances, scheme=scheme).pairs.tolist():
+        ranking = table.argsort(descending=True, stable=True)
+        for higher, lower in pairs_of_ranking(ranking, scheme).tolist():
             if rewards[higher] - rewards[lower] > min_gap:
                 yield _pair(comparison, higher, lower)
 
