@@ -12,13 +12,14 @@ from prefkit.cli.audit import advise, audit
 from prefkit.cli.compare import compare
 from prefkit.cli.data import data
 from prefkit.cli.demo import demo
+from prefkit.cli.evaluate import evaluate
 from prefkit.cli.features import features
 from prefkit.cli.leaderboard import leaderboard
-from prefkit.cli.measure import evaluate, score
 from prefkit.cli.recipes import recipes, reproduce
 from prefkit.cli.rewarded import mine, strength
 from prefkit.cli.sample import sample
 from prefkit.cli.scaling import scaling
+from prefkit.cli.score import score
 from prefkit.cli.serve import serve
 from prefkit.cli.train import train
 from prefkit.errors import PrefkitError

@@ -9,8 +9,8 @@ import typer
 import yaml
 from rich.console import Console
 
+from prefkit.cli.common import BatchSize, MaxLength, Precision
 from prefkit.cli.data import Columns, File, FormatName, FormatOptions, Limit, SplitName, counter, load
-from prefkit.cli.measure import BatchSize, MaxLength, Precision
 
 if TYPE_CHECKING:
     from prefkit.diagnostics import Advice, DataFindings

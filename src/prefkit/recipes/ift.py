@@ -1,8 +1,8 @@
 """IFT: a model that reads its own predictions in training answers better on its own than one that never does.
 
 Known answer: each prompt of four digits has one right response of eight, every digit of which depends on the one
-before, so an early mistake spoils the rest. Both methods see the same demonstrations; greedy answers are compared with
-the truth.
+before, so an early mistake spoils the rest. Both methods see the same demonstrations; greedy answers to all other
+prompts are compared with the truth.
 """
 
 from __future__ import annotations
@@ -22,17 +22,16 @@ from prefkit.report.plots import Plot, bars
 DIGITS, LENGTH = 4, 8
 BEGIN, SEPARATOR, VOCABULARY = 10, 11, 12
 PROMPT = DIGITS + 2
-TRAINING, TEST = 1500, 1000
+TRAINING = 1500
 STEPS, BATCH, WIDTH = 700, 96, 48
 METHODS = {"SFT": (0.0, 0.0), "IFT": (0.2, 0.95)}
 """Lambda and gamma of each method; with 0 and 0 the loss is that of supervised fine-tuning."""
 
 
 def run(seed: int) -> Figures:
-    """Share of test prompts that each method answers wrongly."""
+    """Share of the prompts outside the demonstrations that each method answers wrongly."""
     generator = torch.Generator().manual_seed(seed)
-    numbers = torch.randperm(10**DIGITS, generator=generator)[: TRAINING + TEST]
-    sequences = demonstrations(numbers)
+    sequences = demonstrations(torch.randperm(10**DIGITS, generator=generator))
     training, test = sequences[:TRAINING], sequences[TRAINING:]
     figures = {}
     for name, (share, gamma) in METHODS.items():
@@ -52,21 +51,30 @@ def demonstrations(numbers: Int[Tensor, " n"]) -> Int[Tensor, "n length"]:
 
 
 class Policy(nn.Module):
-    """A small causal transformer that reads embeddings."""
+    """A small causal transformer that reads embeddings; its output layer has the weights of the embeddings."""
 
     def __init__(self) -> None:
         super().__init__()
         self.embed, self.place = nn.Embedding(VOCABULARY, WIDTH), nn.Embedding(PROMPT + LENGTH, WIDTH)
-        layer = nn.TransformerEncoderLayer(WIDTH, 4, 2 * WIDTH, dropout=0.0, activation="gelu", batch_first=True)
-        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-        self.head = nn.Linear(WIDTH, VOCABULARY)
+        for table in (self.embed, self.place):
+            nn.init.normal_(table.weight, std=0.02)
+        layer = nn.TransformerEncoderLayer(
+            WIDTH, 4, 2 * WIDTH, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(layer, 2, norm=nn.LayerNorm(WIDTH), enable_nested_tensor=False)
+
+    @torch.no_grad()
+    def look_up(self, ids: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length width"]:
+        """Embeddings of tokens, without a gradient: in IFT they come from a frozen copy of the table."""
+        found: Tensor = self.embed(ids)
+        return found
 
     def forward(self, embeds: Float[Tensor, "batch length width"]) -> Float[Tensor, "batch length vocabulary"]:
         """Logits of the next token at each place."""
         length = embeds.shape[1]
         past = nn.Transformer.generate_square_subsequent_mask(length)
-        logits: Tensor = self.head(self.layers(embeds + self.place.weight[:length], mask=past, is_causal=True))
-        return logits
+        states = self.layers(embeds + self.place.weight[:length], mask=past, is_causal=True)
+        return nn.functional.linear(states, self.embed.weight)
 
 
 def train(sequences: Int[Tensor, "n length"], share: float, gamma: float, seed: int) -> Policy:
@@ -79,11 +87,11 @@ def train(sequences: Int[Tensor, "n length"], share: float, gamma: float, seed: 
     for _ in range(STEPS):
         ids = sequences[torch.randint(len(sequences), (BATCH,), generator=generator)]
         labels = ids.masked_fill(torch.arange(ids.shape[1]) < PROMPT, -100)
-        embeds = policy.embed(ids)
+        embeds = policy.look_up(ids)
         if share:
             with torch.no_grad():
                 ahead = one_step_ahead_ids(ids, labels, policy(embeds))
-            embeds = mix_embeddings(embeds, policy.embed(ahead), share)
+            embeds = mix_embeddings(embeds, policy.look_up(ahead), share)
         logps = policy(embeds)[:, :-1].log_softmax(2).gather(2, ids[:, 1:, None]).squeeze(2)
         optimiser.zero_grad()
         loss = ift_loss(logps, labels[:, 1:] != -100, gamma=gamma).mean()
@@ -98,7 +106,7 @@ def exact_match(policy: Policy, sequences: Int[Tensor, "n length"]) -> float:
     """Share of prompts whose greedy response is wholly right."""
     ids = sequences[:, :PROMPT]
     for _ in range(LENGTH):
-        ids = torch.cat([ids, policy(policy.embed(ids))[:, -1:].argmax(2)], dim=1)
+        ids = torch.cat([ids, policy(policy.look_up(ids))[:, -1:].argmax(2)], dim=1)
     return float((ids == sequences).all(1).float().mean())
 
 
