@@ -29,13 +29,13 @@ METHODS = {"SFT": (0.0, 0.0), "IFT": (0.2, 0.95)}
 
 
 def run(seed: int) -> Figures:
-    """Share of the prompts outside the demonstrations that each method answers wrongly."""
+    """Per cent of the prompts outside the demonstrations that each method answers wrongly."""
     generator = torch.Generator().manual_seed(seed)
     sequences = demonstrations(torch.randperm(10**DIGITS, generator=generator))
     training, test = sequences[:TRAINING], sequences[TRAINING:]
     figures = {}
     for name, (share, gamma) in METHODS.items():
-        figures[f"{name} error"] = 1.0 - exact_match(train(training, share, gamma, seed), test)
+        figures[f"{name} error, %"] = 100 * (1 - exact_match(train(training, share, gamma, seed), test))
     return figures
 
 
@@ -51,30 +51,23 @@ def demonstrations(numbers: Int[Tensor, " n"]) -> Int[Tensor, "n length"]:
 
 
 class Policy(nn.Module):
-    """A small causal transformer that reads embeddings; its output layer has the weights of the embeddings."""
+    """A small causal transformer that reads embeddings."""
 
     def __init__(self) -> None:
         super().__init__()
         self.embed, self.place = nn.Embedding(VOCABULARY, WIDTH), nn.Embedding(PROMPT + LENGTH, WIDTH)
-        for table in (self.embed, self.place):
-            nn.init.normal_(table.weight, std=0.02)
-        layer = nn.TransformerEncoderLayer(
-            WIDTH, 4, 2 * WIDTH, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-        )
-        self.layers = nn.TransformerEncoder(layer, 2, norm=nn.LayerNorm(WIDTH), enable_nested_tensor=False)
-
-    @torch.no_grad()
-    def look_up(self, ids: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length width"]:
-        """Embeddings of tokens, without a gradient: in IFT they come from a frozen copy of the table."""
-        found: Tensor = self.embed(ids)
-        return found
+        # With places that begin as large as tokens both methods are done so early that nothing is left to tell apart.
+        nn.init.normal_(self.place.weight, std=0.02)
+        layer = nn.TransformerEncoderLayer(WIDTH, 4, 2 * WIDTH, dropout=0.0, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(WIDTH, VOCABULARY)
 
     def forward(self, embeds: Float[Tensor, "batch length width"]) -> Float[Tensor, "batch length vocabulary"]:
         """Logits of the next token at each place."""
         length = embeds.shape[1]
         past = nn.Transformer.generate_square_subsequent_mask(length)
-        states = self.layers(embeds + self.place.weight[:length], mask=past, is_causal=True)
-        return nn.functional.linear(states, self.embed.weight)
+        logits: Tensor = self.head(self.layers(embeds + self.place.weight[:length], mask=past, is_causal=True))
+        return logits
 
 
 def train(sequences: Int[Tensor, "n length"], share: float, gamma: float, seed: int) -> Policy:
@@ -87,11 +80,11 @@ def train(sequences: Int[Tensor, "n length"], share: float, gamma: float, seed: 
     for _ in range(STEPS):
         ids = sequences[torch.randint(len(sequences), (BATCH,), generator=generator)]
         labels = ids.masked_fill(torch.arange(ids.shape[1]) < PROMPT, -100)
-        embeds = policy.look_up(ids)
+        embeds = policy.embed(ids)
         if share:
             with torch.no_grad():
                 ahead = one_step_ahead_ids(ids, labels, policy(embeds))
-            embeds = mix_embeddings(embeds, policy.look_up(ahead), share)
+            embeds = mix_embeddings(embeds, policy.embed(ahead), share)
         logps = policy(embeds)[:, :-1].log_softmax(2).gather(2, ids[:, 1:, None]).squeeze(2)
         optimiser.zero_grad()
         loss = ift_loss(logps, labels[:, 1:] != -100, gamma=gamma).mean()
@@ -106,26 +99,26 @@ def exact_match(policy: Policy, sequences: Int[Tensor, "n length"]) -> float:
     """Share of prompts whose greedy response is wholly right."""
     ids = sequences[:, :PROMPT]
     for _ in range(LENGTH):
-        ids = torch.cat([ids, policy(policy.look_up(ids))[:, -1:].argmax(2)], dim=1)
+        ids = torch.cat([ids, policy(policy.embed(ids))[:, -1:].argmax(2)], dim=1)
     return float((ids == sequences).all(1).float().mean())
 
 
 def plot(figures: Mapping[str, Interval]) -> Plot:
     """Error of each method."""
-    return bars(figures, title="Greedy answers from the same demonstrations", x="share of wrong answers")
+    return bars(figures, title="Greedy answers from the same demonstrations", x="wrong answers, %")
 
 
 CLAIMS = [
     Claim(
         "error of greedy answers at most 0.7 times SFT's",
-        "IFT error",
-        "SFT error",
+        "IFT error, %",
+        "SFT error, %",
         lambda ift, sft: ift.mean() <= 0.7 * sft.mean(),
     ),
     Claim(
-        "fewer errors than SFT on two seeds of three",
-        "IFT error",
-        "SFT error",
+        "fewer errors than SFT on at least two thirds of the seeds",
+        "IFT error, %",
+        "SFT error, %",
         lambda ift, sft: (ift < sft).mean() >= 2 / 3,
     ),
 ]
@@ -136,5 +129,5 @@ RECIPE = Recipe(
     year=2024,
     paper="arXiv 2405.11870",
     parts={"objective": {"kind": "ift", "max_lambda": 0.2, "gamma": 0.95}},
-    experiment=Experiment(run, CLAIMS, plot, seeds=3, quick_seeds=1),
+    experiment=Experiment(run, CLAIMS, plot, seeds=8, quick_seeds=1),
 )
