@@ -129,5 +129,5 @@ RECIPE = Recipe(
     year=2024,
     paper="arXiv 2405.11870",
     parts={"objective": {"kind": "ift", "max_lambda": 0.2, "gamma": 0.95}},
-    experiment=Experiment(run, CLAIMS, plot, seeds=8, quick_seeds=1),
+    experiment=Experiment(run, CLAIMS, plot, seeds=8, quick_seeds=3),
 )
