@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Protocol
 
 
 class PrefkitError(ValueError):
@@ -12,6 +13,16 @@ class PrefkitError(ValueError):
 
 class OptionError(PrefkitError):
     """An option is unknown, out of range, or does not apply to the chosen objective, model or data."""
+
+
+class _Placed(Protocol):
+    """What stands somewhere: a comparison, or a row."""
+
+    @property
+    def source(self) -> str | None: ...
+
+    @property
+    def line(self) -> int | None: ...
 
 
 class RecordError(PrefkitError):
@@ -29,6 +40,10 @@ class RecordError(PrefkitError):
     ) -> None:
         self.problem, self.field, self.source, self.line = problem, field, source, line
         super().__init__(problem)
+
+    def at(self, record: _Placed) -> RecordError:
+        """The same problem, in the place of the record that has it."""
+        return RecordError(self.problem, field=self.field, source=record.source, line=record.line)
 
     def to_dict(self) -> dict[str, str | int | None]:
         """The problem and its place, as files of what was set aside hold them."""

@@ -38,10 +38,7 @@ Followups = Annotated[
 
 def list_skipped(console: Console, unusable: Iterable[RecordError], comparisons: Comparisons, shown: int = 10) -> None:
     """List what was set aside: rows that could not be used, and rows that could not be read."""
-    unread = (
-        RecordError(row.problem, field=row.field, source=row.source, line=row.line) for row in comparisons.skipped
-    )
-    problems = [str(problem) for problem in (*unusable, *unread)]
+    problems = [str(problem) for problem in (*unusable, *(row.error() for row in comparisons.skipped))]
     if not problems:
         return
     console.print(f"{len(problems)} comparisons set aside:", style="yellow")

@@ -167,8 +167,12 @@ def evaluate(
         list_skipped(Console(), found.skipped, comparisons)
         return
     if not isinstance(ranked, LanguageScorer | RewardScorer):
-        kind = "a served reward" if is_address(model) else "a reward on features"
-        raise OptionError(f"{kind} is measured with --benchmark, --contexts or --style")
+        if is_address(model):
+            raise OptionError("a served reward is measured with --benchmark, --contexts or --style")
+        raise OptionError(
+            "a reward on features is measured with --benchmark, --contexts or --style; `prefkit features fit` measures "
+            "it on held-out prompts"
+        )
     comparisons = load_comparisons(file, format=data_format, limit=limit)
     rewards = isinstance(ranked, RewardScorer)
     if report is not None and not rewards:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 from rich.console import Console
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from prefkit.preference import DomainReward
     from prefkit.recipes.preferences import TextPreference
     from prefkit.recipes.remote import RemoteReward
+
+    _Lines: TypeAlias = Callable[[Iterable[Comparison], list[RecordError]], Iterator[tuple[Comparison, dict[str, Any]]]]
 
 
 def score(
@@ -85,26 +88,29 @@ def score(
             raise OptionError("--tokens, --samples and --followups are for language models, which this is not")
         ranking = load_ranking(model)
         assert not isinstance(ranking, LanguageScorer | RewardScorer)
-        _score_responses(ranking, file, output, rewards_into, data_format, limit)
-        return
-    images = is_pipeline(model)
-    dropout = samples is not None
-    scorer = (
-        load_pipeline(model).to(processes.device()).eval()
-        if images
-        else load_language(model, max_length=max_length, precision=precision, dropout=dropout)
-    )
-    if dropout and (not isinstance(scorer, RewardScorer) or followups is not None):
-        raise OptionError("--samples is for reward models")
-    rewarder = None
-    if followups is not None:
-        if not isinstance(scorer, LanguageScorer | RewardScorer):
-            raise OptionError("--followups needs a language model: a pipeline of images gives no likelihood of texts")
-        rewarder = followup_scorer(scorer, followups)
-    if rewards_into is not None and rewarder is None:
-        scorer.provide(frozenset({"rewards"}))
-    if tokens and (not isinstance(scorer, LanguageScorer) or rewarder is not None):
-        raise OptionError("--tokens does not apply: rewards, and scores of images, are of whole responses")
+        lines_of: _Lines = partial(_rewarded, ranking)
+    else:
+        images = is_pipeline(model)
+        dropout = samples is not None
+        scorer = (
+            load_pipeline(model).to(processes.device()).eval()
+            if images
+            else load_language(model, max_length=max_length, precision=precision, dropout=dropout)
+        )
+        if dropout and (not isinstance(scorer, RewardScorer) or followups is not None):
+            raise OptionError("--samples is for reward models")
+        if followups is not None:
+            if not isinstance(scorer, LanguageScorer | RewardScorer):
+                raise OptionError(
+                    "--followups needs a language model: a pipeline of images gives no likelihood of texts"
+                )
+            lines_of = partial(_followed_up, followup_scorer(scorer, followups))
+        else:
+            if rewards_into is not None:
+                scorer.provide(frozenset({"rewards"}))
+            lines_of = partial(_scored, scorer, batch_size=batch_size, tokens=tokens, samples=samples, seed=seed)
+        if tokens and (not isinstance(scorer, LanguageScorer) or followups is not None):
+            raise OptionError("--tokens does not apply: rewards, and scores of images, are of whole responses")
     comparisons = load_comparisons(file, format=data_format, limit=limit)
     skipped: list[RecordError] = []
     written = 0
@@ -114,12 +120,7 @@ def score(
         nonlocal written
         with output.open("w", encoding="utf-8") as out, Progress(transient=True) as progress:
             task = progress.add_task("scoring", total=None)
-            lines = (
-                _scored(scorer, comparisons, batch_size, tokens, skipped, samples, seed)
-                if rewarder is None
-                else _followed_up(rewarder, comparisons, skipped)
-            )
-            for comparison, line in lines:
+            for comparison, line in lines_of(comparisons, skipped):
                 out.write(json.dumps(line, ensure_ascii=False) + "\n")
                 written += 1
                 progress.update(task, completed=written, description=f"scored {written} comparisons")
@@ -129,7 +130,7 @@ def score(
         for _ in lines():
             pass
     else:
-        write_comparisons((_rewarded(comparison, line) for comparison, line in lines()), rewards_into)
+        write_comparisons((_with_rewards(comparison, line) for comparison, line in lines()), rewards_into)
     console = Console()
     for path in (output, rewards_into):
         if path is not None:
@@ -140,11 +141,12 @@ def score(
 def _scored(
     scorer: LanguageScorer | RewardScorer | DiffusionScorer,
     comparisons: Iterable[Comparison],
+    skipped: list[RecordError],
+    *,
     batch_size: int,
     tokens: bool,
-    skipped: list[RecordError],
-    samples: int | None = None,
-    seed: int = 0,
+    samples: int | None,
+    seed: int,
 ) -> Iterator[tuple[Comparison, dict[str, Any]]]:
     """Each comparison with its line, a batch at a time."""
     from prefkit.language import RewardScorer, draw_rewards, spread_of
@@ -195,48 +197,29 @@ def _followed_up(
         yield comparison, {**_place(comparison), "responses": found}
 
 
-def _place(comparison: Comparison) -> dict[str, Any]:
-    return {"source": comparison.source, "line": comparison.line, "id": comparison.id}
-
-
-def _score_responses(
-    ranking: TextPreference | DomainReward | RemoteReward,
-    file: str,
-    output: Path,
-    rewards_into: Path | None,
-    data_format: str | None,
-    limit: int | None,
-) -> None:
-    """Rewards by what is no language model, with the spread of a preference model's ensemble."""
-    from prefkit.comparisons import load_comparisons, write_comparisons
+def _rewarded(
+    ranking: TextPreference | DomainReward | RemoteReward, comparisons: Iterable[Comparison], skipped: list[RecordError]
+) -> Iterator[tuple[Comparison, dict[str, Any]]]:
+    """The same by what is no language model, with the spread of a preference model's ensemble."""
     from prefkit.recipes.preferences import Rewarded, TextPreference, preference_rewards
     from prefkit.recipes.rewarding import scored_by
 
-    comparisons = load_comparisons(file, format=data_format, limit=limit)
-    skipped: list[RecordError] = []
     found: Iterable[Rewarded]
     if isinstance(ranking, TextPreference):
         found = preference_rewards(ranking, comparisons, skipped)
     else:
         found = (Rewarded(c, list(own), None) for c, own in scored_by(ranking, "reward")(comparisons, skipped))
-    rewarded = []
-    with output.open("w", encoding="utf-8") as out:
-        for comparison, rewards, spreads in found:
-            responses = [{"reward": reward} for reward in rewards]
-            for response, spread in zip(responses, spreads or (), strict=False):
-                response["spread"] = spread
-            line = {**_place(comparison), "responses": responses}
-            out.write(json.dumps(line, ensure_ascii=False) + "\n")
-            rewarded.append(_rewarded(comparison, line))
-    if rewards_into is not None:
-        write_comparisons(rewarded, rewards_into)
-    console = Console()
-    for path in (output, rewards_into):
-        if path is not None:
-            console.print(f"{len(rewarded)} comparisons -> {path}", highlight=False, soft_wrap=True)
-    list_skipped(console, skipped, comparisons)
+    for comparison, rewards, spreads in found:
+        responses = [{"reward": reward} for reward in rewards]
+        for response, spread in zip(responses, spreads or (), strict=False):
+            response["spread"] = spread
+        yield comparison, {**_place(comparison), "responses": responses}
 
 
-def _rewarded(comparison: Comparison, line: Mapping[str, Any]) -> Comparison:
+def _place(comparison: Comparison) -> dict[str, Any]:
+    return {"source": comparison.source, "line": comparison.line, "id": comparison.id}
+
+
+def _with_rewards(comparison: Comparison, line: Mapping[str, Any]) -> Comparison:
     rewards = [response["reward"] for response in line["responses"]]
     return replace(comparison, extra={**comparison.extra, "rewards": rewards})

@@ -166,7 +166,7 @@ def build_curriculum(
             lists.append(_candidates(record, mode, criterion, drop_ties, ref_logps[place] if ref_logps else None))
         except RecordError as error:
             lists.append([])
-            skipped.append(RecordError(error.problem, field=error.field, source=record.source, line=record.line))
+            skipped.append(error.at(record))
     if criterion == "given":
         if num_stages != len(DIFFICULTIES):
             raise OptionError(f"num_stages must be {len(DIFFICULTIES)} for criterion 'given', got {num_stages}")

@@ -426,9 +426,7 @@ def _batches(
         try:
             batch.append((row, comparison, made, scorer.encode(comparison)))
         except RecordError as error:
-            skipped.append(
-                RecordError(error.problem, field=error.field, source=comparison.source, line=comparison.line)
-            )
+            skipped.append(error.at(comparison))
         if len(batch) == size:
             yield batch
             batch = []

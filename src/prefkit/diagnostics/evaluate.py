@@ -244,9 +244,7 @@ def _usable(
             else:
                 tally["ties"] += 1
         except RecordError as error:
-            skipped.append(
-                RecordError(error.problem, field=error.field, source=comparison.source, line=comparison.line)
-            )
+            skipped.append(error.at(comparison))
 
 
 def _score(scorer: Scorer, batch: list[_Entry], reference: bool) -> ResponseScores:

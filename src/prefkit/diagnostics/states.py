@@ -125,7 +125,7 @@ def ches_of_comparisons(
                 if made := pairs(comparison):
                     found.append((comparison, made, scorer.encode(comparison)))
             except RecordError as error:
-                placed = RecordError(error.problem, field=error.field, source=comparison.source, line=comparison.line)
+                placed = error.at(comparison)
                 if skipped is None:
                     raise placed from error
                 skipped.append(placed)

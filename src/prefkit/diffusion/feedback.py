@@ -128,9 +128,7 @@ class Rescored:
                 try:
                     self._scores[place] = self._score(comparison)
                 except RecordError as error:
-                    self.skipped.append(
-                        RecordError(error.problem, field=error.field, source=comparison.source, line=comparison.line)
-                    )
+                    self.skipped.append(error.at(comparison))
             self.skipped += getattr(self.comparisons, "skipped", ())
         return self._scores
 

@@ -327,7 +327,7 @@ class FollowupScorer:
             try:
                 found = self.rewards(comparison)
             except RecordError as error:
-                placed = RecordError(error.problem, field=error.field, source=comparison.source, line=comparison.line)
+                placed = error.at(comparison)
                 if skipped is None:
                     raise placed from error
                 skipped.append(placed)

@@ -54,9 +54,7 @@ class LanguageJudge:
             try:
                 yield Ranked(comparison, self._margins(comparison))
             except RecordError as error:
-                skipped.append(
-                    RecordError(error.problem, field=error.field, source=comparison.source, line=comparison.line)
-                )
+                skipped.append(error.at(comparison))
 
     def _margins(self, comparison: Comparison) -> np.ndarray:
         count = len(comparison.responses)

@@ -232,7 +232,7 @@ def encode_all(
         try:
             yield comparison, scorer.encode(comparison)
         except RecordError as error:
-            placed = RecordError(error.problem, field=error.field, source=comparison.source, line=comparison.line)
+            placed = error.at(comparison)
             if skipped is None:
                 raise placed from error
             skipped.append(placed)

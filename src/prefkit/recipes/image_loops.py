@@ -388,7 +388,7 @@ def _items(
         try:
             yield Item(scorer, comparison, place)
         except RecordError as error:
-            placed = RecordError(error.problem, field=error.field, source=comparison.source, line=comparison.line)
+            placed = error.at(comparison)
             if skipped is None:
                 raise PrefkitError(f"{placed}; --skip-bad (skip_bad: true) sets such rows aside and goes on") from error
             skipped.append(placed)

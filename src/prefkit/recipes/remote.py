@@ -81,13 +81,14 @@ class RemoteReward:
             batch = []
             for comparison in taken:
                 if comparison.joint:
-                    skipped.append(_refused(comparison, "a server scores responses to one prompt", "prompts"))
+                    problem = RecordError("a server scores responses to one prompt", field="prompts")
+                    skipped.append(problem.at(comparison))
                 else:
                     batch.append(comparison)
             answer = self._ask(batch) if batch else {"rewards": []}
             if "rewards" not in answer:
                 problems = self._problems(answer, len(batch))
-                skipped.extend(_refused(batch[place], *problem) for place, problem in sorted(problems.items()))
+                skipped.extend(problem.at(batch[place]) for place, problem in sorted(problems.items()))
                 batch = [each for place, each in enumerate(batch) if place not in problems]
                 answer = self._ask(batch) if batch else {"rewards": []}
             rewards: Any = answer.get("rewards")
@@ -95,14 +96,14 @@ class RemoteReward:
                 raise PrefkitError(f"{self.address} answered without one finite reward a response: {str(answer)[:200]}")
             yield from zip(batch, rewards, strict=True)
 
-    def _problems(self, answer: dict[str, Any], count: int) -> dict[int, tuple[str, str | None]]:
-        """What the server says of the records that it refuses, and of which field, by their place in the request."""
-        found: dict[int, tuple[str, str | None]] = {}
+    def _problems(self, answer: dict[str, Any], count: int) -> dict[int, RecordError]:
+        """What the server says of the records that it refuses, by their place in the request."""
+        found: dict[int, RecordError] = {}
         for each in answer["problems"] if isinstance(answer.get("problems"), list) else []:
             match each:
                 case {"record": int(place), "problem": str(problem), **more} if 0 <= place < count:
                     field = more.get("field")
-                    found[place] = problem, field if isinstance(field, str) else None
+                    found[place] = RecordError(problem, field=field if isinstance(field, str) else None)
         if not found:
             raise PrefkitError(f"{self.address} answered neither rewards nor what is wrong: {str(answer)[:200]}")
         return found
@@ -157,10 +158,6 @@ def _sound(address: str) -> bool:
         return bool(parts.hostname) and parts.port != 0 and address.isprintable() and " " not in address
     except ValueError:
         return False
-
-
-def _refused(comparison: Comparison, problem: str, field: str | None) -> RecordError:
-    return RecordError(problem, field=field, source=comparison.source, line=comparison.line)
 
 
 def _fit(rewards: Any, batch: Sequence[Comparison]) -> bool:

@@ -144,9 +144,7 @@ class _StrictCodec:
         try:
             return self.codec.encode(comparison)
         except RecordError as error:
-            raise refused(
-                RecordError(error.problem, field=error.field, source=comparison.source, line=comparison.line)
-            ) from error
+            raise refused(error.at(comparison)) from error
 
 
 def refused(error: RecordError) -> PrefkitError:

@@ -219,7 +219,7 @@ def _reference_logps(
             encoded.append(scorer.encode(record))
             kept.append(record)
         except RecordError as error:
-            failed.append(RecordError(error.problem, field=error.field, source=record.source, line=record.line))
+            failed.append(error.at(record))
     with frozen(scorer):
         scores = score_all(scorer, encoded, batch_size=batch_size, reference=True)
         flat = iter([logp for batch in scores for logp in batch.policy_logps.tolist()])

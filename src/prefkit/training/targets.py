@@ -136,7 +136,7 @@ class Selector:
             if self.refuse is not None:
                 self.refuse(comparison)
         except RecordError as error:
-            return RecordError(error.problem, field=error.field, source=comparison.source, line=comparison.line)
+            return error.at(comparison)
         entries = selection.entries
         entries.update(responses=len(selection.comparison.responses), source=comparison.source, line=comparison.line)
         return selection
